@@ -1,0 +1,46 @@
+# `make grow` and `make test` set up everything they need in .venv; nothing outside is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= runs/mini
+
+.PHONY: help grow smoke test test-slow lint format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# What running needs. The pinned torch comes first, so that no other build is drawn in.
+.venv/run.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "instar needs Python 3.11 or newer"'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+# What developing needs on top: the test runner, linters, and the libraries we compare with.
+.venv/dev.stamp: .venv/run.stamp
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+grow: .venv/run.stamp  ## raise a model through its whole life (OUT=runs/mini)
+	$(BIN)/instar grow mini --out $(OUT)
+
+smoke: .venv/run.stamp  ## the same in a minute, to see that everything works
+	$(BIN)/instar grow smoke --out runs/smoke
+
+test: .venv/dev.stamp  ## all quick tests
+	$(BIN)/python -m pytest
+
+test-slow: .venv/dev.stamp  ## the checks that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/dev.stamp  ## formatting, style, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: .venv/dev.stamp  ## mend formatting and what can be mended of style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove the environment; runs/ stays
+	rm -rf .venv

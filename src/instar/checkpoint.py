@@ -1,0 +1,250 @@
+"""Checkpoints are Hugging Face directories: written whole or not at all, read strictly."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from instar.errors import UserError
+from instar.model import CausalLM, ModelConfig, ScoreModel
+
+M = TypeVar("M", CausalLM, ScoreModel)
+
+HEADS = {CausalLM: "ForCausalLM", ScoreModel: "ForSequenceClassification"}
+FAMILIES = {"qwen3": "Qwen3", "llama": "Llama"}
+SHARD_BYTES = 5 * 10**9
+TIED = "lm_head.weight"
+
+
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Yield an empty directory that takes ``target``'s place when the block ends well.
+
+    Whatever stops the block (an error, a full disk, Ctrl-C), ``target`` stays as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.writing")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    try:
+        yield beside
+        before = target.with_name(f".{target.name}.before")
+        shutil.rmtree(before, ignore_errors=True)
+        if target.exists():
+            target.rename(before)
+        beside.rename(target)
+        shutil.rmtree(before, ignore_errors=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that readers see the old text or the new, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.writing")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """``value`` as readable JSON, written as ``write_text`` does."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; raises ``UserError`` where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}", "Is this the directory you meant?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON ({error})", "Write it again.") from None
+
+
+def to_hugging_face(config: ModelConfig, head: str) -> dict[str, Any]:
+    """What ``config.json`` holds for a model of this shape.
+
+    Both spellings of the rotary base are written: ``rope_theta`` for readers before
+    transformers 5, ``rope_parameters`` for those after it.
+    """
+    values = config.model_dump(exclude={"family"})
+    values |= {
+        "architectures": [FAMILIES[config.family] + head],
+        "model_type": config.family,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "bos_token_id": 2,
+        "eos_token_id": 5,
+        "pad_token_id": 0,
+        "dtype": "float32",
+    }
+    if config.family == "llama":
+        values["mlp_bias"] = False
+    if head == HEADS[ScoreModel]:
+        values |= {"id2label": {"0": "score"}, "label2id": {"score": 0}}
+    return values
+
+
+def from_hugging_face(values: dict[str, Any], origin: str) -> ModelConfig:
+    """The shape that a ``config.json`` describes.
+
+    Raises:
+        UserError: The architecture, or a setting of it, is one that this model does not have.
+    """
+    family = values.get("model_type")
+    if family not in FAMILIES:
+        raise UserError(
+            f"{origin}: model_type is {family!r}", f"instar reads {', '.join(FAMILIES)}."
+        )
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    unsupported = {
+        "hidden_act": values.get("hidden_act", "silu") != "silu",
+        "attention_bias": bool(values.get("attention_bias", False)),
+        "mlp_bias": bool(values.get("mlp_bias", False)),
+        "use_sliding_window": bool(values.get("use_sliding_window", False)),
+        "rope_parameters": rope.get("rope_type", "default") != "default",
+    }
+    for name, present in unsupported.items():
+        if present:
+            raise UserError(
+                f"{origin}: {name} is {values.get(name)!r}", "This model has no such part."
+            )
+    known = {name: values[name] for name in ModelConfig.model_fields if name in values}
+    known["family"] = family
+    known["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 10_000.0))
+    known.setdefault("head_dim", values["hidden_size"] // values["num_attention_heads"])
+    known.setdefault("num_key_value_heads", values["num_attention_heads"])
+    # Absent means false for transformers' Qwen3 and Llama, whatever our own default is.
+    known.setdefault("tie_word_embeddings", False)
+    return ModelConfig.parse(known, origin)
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors to store: contiguous, on the CPU, a tied head left out."""
+    weights = model.state_dict()
+    if isinstance(model, CausalLM) and model.config.tie_word_embeddings:
+        del weights[TIED]
+    return {name: w.detach().cpu().contiguous() for name, w in weights.items()}
+
+
+def save_model(model: CausalLM | ScoreModel, directory: Path) -> None:
+    """Write ``config.json``, ``generation_config.json`` and the safetensors into ``directory``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "config.json", to_hugging_face(model.config, HEADS[type(model)]))
+    if isinstance(model, CausalLM):
+        generation = {"bos_token_id": 2, "eos_token_id": 5, "pad_token_id": 0}
+        write_json(directory / "generation_config.json", generation)
+    shards = _shards(weights_of(model))
+    if len(shards) == 1:
+        save_file(shards[0], directory / "model.safetensors", metadata={"format": "pt"})
+        return
+    index: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, directory / name, metadata={"format": "pt"})
+        index |= dict.fromkeys(shard, name)
+    total = sum(w.nbytes for shard in shards for w in shard.values())
+    write_json(
+        directory / "model.safetensors.index.json",
+        {"metadata": {"total_size": total}, "weight_map": index},
+    )
+
+
+def _shards(weights: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The weights in order, cut where a file would grow beyond ``SHARD_BYTES``."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, weight in weights.items():
+        if shards[-1] and size + weight.nbytes > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = weight
+        size += weight.nbytes
+    return shards
+
+
+def read_model_config(directory: Path) -> ModelConfig:
+    """The shape of the model in ``directory``; raises ``UserError`` where there is none."""
+    if not (directory / "config.json").exists():
+        raise UserError(
+            f"{directory} is not a checkpoint: it has no config.json",
+            "Name a directory that a stage has written.",
+        )
+    return from_hugging_face(read_json(directory / "config.json"), str(directory / "config.json"))
+
+
+def load_weights(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint in float32; ``UserError`` where files are missing or damaged."""
+    index = directory / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.exists():
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    weights: dict[str, Tensor] = {}
+    for name in names:
+        try:
+            weights |= load_file(directory / name)
+        except FileNotFoundError:
+            raise UserError(
+                f"{directory} is not a checkpoint: it has no {name}",
+                "Name a directory that a stage has written.",
+            ) from None
+        except SafetensorError as error:
+            raise UserError(
+                f"{directory / name} is damaged ({error})", "Run the stage that made it again."
+            ) from None
+    return {name: w.float() for name, w in weights.items()}
+
+
+def load_causal_lm(directory: Path) -> CausalLM:
+    """The language model in ``directory``, in float32, on the CPU.
+
+    Raises:
+        UserError: Not a checkpoint, or one whose tensors do not fit its ``config.json``.
+    """
+    model = CausalLM(read_model_config(directory))
+    weights = load_weights(directory)
+    if model.config.tie_word_embeddings and "model.embed_tokens.weight" in weights:
+        weights.setdefault(TIED, weights["model.embed_tokens.weight"])
+    return _fill(model, weights, directory)
+
+
+def load_score_model(directory: Path) -> ScoreModel:
+    """The reward model or critic in ``directory``; raises as ``load_causal_lm`` does."""
+    model = ScoreModel(read_model_config(directory))
+    return _fill(model, load_weights(directory), directory)
+
+
+def score_model_from(directory: Path) -> ScoreModel:
+    """A new score model on the body of a language model; its head starts at zero."""
+    model = ScoreModel(read_model_config(directory))
+    weights = load_weights(directory)
+    weights.pop(TIED, None)
+    weights.setdefault("score.weight", torch.zeros_like(model.score.weight))
+    return _fill(model, weights, directory)
+
+
+def _fill(model: M, weights: dict[str, Tensor], directory: Path) -> M:
+    """Load strictly: every tensor has its place and every place its tensor."""
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise UserError(
+            f"{directory} does not hold a {type(model).__name__}: {first}",
+            "Name a checkpoint of the right kind.",
+        ) from None
+    return model

@@ -1,0 +1,125 @@
+"""The command line: a table of verbs, each imported only when it is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+VERBS: dict[str, tuple[str, str]] = {
+    "grow": ("instar.grow", "raise a model through its whole life, with exams and a report"),
+    "data": ("instar.stages.verb", "write the embedded primer as files"),
+    "tokenizer": ("instar.tokenizer.verbs", "train a byte-pair tokenizer, encode, look inside"),
+    "pretrain": ("instar.stages.verb", "teach a fresh model to continue text"),
+    "sft": ("instar.stages.verb", "teach a pretrained model to answer"),
+    "reward": ("instar.stages.verb", "learn which of two replies is better"),
+    "dpo": ("instar.stages.verb", "learn from preference pairs directly"),
+    "ppo": ("instar.stages.verb", "improve the policy with a reward model"),
+    "rlvr": ("instar.stages.verb", "reinforce answers that a program verifies"),
+    "generate": ("instar.serving.generate", "complete a prompt"),
+    "chat": ("instar.serving.terminal", "talk to a checkpoint"),
+    "report": ("instar.report.page", "write report.html and report.json of a life"),
+}
+"""Verb to the module whose `main` does it, and what it does."""
+
+USER_ERROR = 2
+INTERNAL_ERROR = 1
+INTERRUPTED = 130
+
+
+def usage() -> str:
+    """What ``instar --help`` prints."""
+    lines = [
+        "usage: instar [--debug] VERB ...",
+        "",
+        "Raise a language model: raw text, tokenizer, pretraining, fine-tuning, reward model,",
+        "preference optimisation, reinforcement learning, exams, chat.",
+        "",
+        *(f"  {verb:<10} {what}" for verb, (_, what) in VERBS.items()),
+        "",
+        "  instar VERB --help   explains a verb and all of its options",
+        "  instar --debug VERB  shows the traceback of an error",
+        "",
+        "Begin with: instar grow",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run a verb; errors that the user can mend are one line and exit code 2."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        from instar import __version__
+
+        print(f"instar {__version__}")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        print(f"instar: no verb {verb!r}. Known: {', '.join(VERBS)}.", file=sys.stderr)
+        return USER_ERROR
+    return _guarded(lambda: _run(verb, rest), debug)
+
+
+def _run(verb: str, rest: list[str]) -> int:
+    module = import_module(VERBS[verb][0])
+    if module.__name__ == "instar.stages.verb":
+        return module.main(verb, rest)
+    return module.main(rest)
+
+
+def _guarded(action: Callable[[], int], debug: bool) -> int:
+    """Turn exceptions into one line and an exit code."""
+    from instar.errors import UserError
+
+    try:
+        return action()
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("instar: stopped by Ctrl-C; what was saved is kept.", file=sys.stderr)
+        return INTERRUPTED
+    except UserError as error:
+        if debug:
+            raise
+        print(f"instar: {error}", file=sys.stderr)
+        return USER_ERROR
+    except OSError as error:
+        if debug:
+            raise
+        print(f"instar: {_about(error)}", file=sys.stderr)
+        return USER_ERROR
+    except Exception as error:
+        if debug:
+            raise
+        kind = type(error).__name__
+        print(
+            f"instar: {kind}: {error}. This is a fault of ours: run `instar --debug ...` and "
+            "report what it shows.",
+            file=sys.stderr,
+        )
+        return INTERNAL_ERROR
+
+
+def _about(error: OSError) -> str:
+    """What the system refused, and what to do about it."""
+    import errno
+
+    place = f" ({error.filename})" if error.filename else ""
+    remedies = {
+        errno.ENOSPC: "Free some space and run the same command again; it goes on from there.",
+        errno.EDQUOT: "Free some of your quota and run the same command again.",
+        errno.EACCES: "Choose a place that you may write to.",
+        errno.EROFS: "Choose a place that you may write to.",
+        errno.ENOENT: "Check the path.",
+    }
+    remedy = remedies.get(error.errno or 0, "Mend that and run the same command again.")
+    return f"{error.strerror or error}{place}. {remedy}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""From files to batches: schema, readers, packing and resumable sources."""

@@ -1,0 +1,67 @@
+"""The record of tensors that travels from a source to an objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+IGNORE = -100
+"""Target value at positions where no loss is taken."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences with their targets, and what frozen models wrote beside them.
+
+    Sequences are padded on the right; attention is causal, so padding needs no mask.
+    Pairwise batches hold the chosen replies in the first half of the rows and the rejected
+    replies in the second half.
+
+    Attributes:
+        input_ids: Token ids ``(B, T)``.
+        targets: The token that should follow each position ``(B, T)``; ``IGNORE`` where no loss
+            is taken. ``targets[:, t]`` belongs to the logits at position ``t``.
+        positions: Position of each token within its document ``(B, T)``; counted from the left
+            edge when absent.
+        segment_ids: Which packed document each token belongs to ``(B, T)``; absent when a row is
+            one document.
+        reference_logprobs: Log-probabilities of ``targets`` under the frozen reference
+            ``(B, T)``, zero where ignored.
+        old_logprobs: The same under the policy that sampled the rollout ``(B, T)``.
+        old_values: The critic's values when the rollout was sampled ``(B, T)``.
+        advantage: Advantage of each target ``(B, T)``.
+        returns: What the critic should have predicted ``(B, T)``.
+        weight: Weight of each target in the loss ``(B, T)``; one when absent.
+    """
+
+    input_ids: Int[Tensor, "b t"]
+    targets: Int[Tensor, "b t"]
+    positions: Int[Tensor, "b t"] | None = None
+    segment_ids: Int[Tensor, "b t"] | None = None
+    reference_logprobs: Float[Tensor, "b t"] | None = None
+    old_logprobs: Float[Tensor, "b t"] | None = None
+    old_values: Float[Tensor, "b t"] | None = None
+    advantage: Float[Tensor, "b t"] | None = None
+    returns: Float[Tensor, "b t"] | None = None
+    weight: Float[Tensor, "b t"] | None = None
+
+    @property
+    def mask(self) -> Tensor:
+        """Boolean ``(B, T)``: where a loss is taken."""
+        return self.targets != IGNORE
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are present, by name."""
+        present = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in present.items() if value is not None}
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on ``device``."""
+        return Batch(**{k: v.to(device, non_blocking=True) for k, v in self.tensors().items()})
+
+    def rows(self, index: Int[Tensor, " n"] | slice) -> Batch:
+        """The chosen rows of every field."""
+        return Batch(**{k: v[index] for k, v in self.tensors().items()})

@@ -1,0 +1,78 @@
+"""From records to arrays of token ids: packed documents, padded rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from instar.data.batch import IGNORE, Batch
+from instar.data.schema import Message
+from instar.errors import UserError
+from instar.tokenizer.chat import check_messages, render
+from instar.tokenizer.hf import Tokenizer
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence, and which of its tokens are to be learnt.
+
+    Attributes:
+        ids: Token ids.
+        learn: For each id, whether a loss is taken on predicting it.
+    """
+
+    ids: list[int]
+    learn: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def pack_documents(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
+    """All documents behind one another, each after a ``<bos>``, as one array of ids."""
+    pieces: list[np.ndarray] = []
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    for ids in tokenizer.encode_batch(texts):
+        pieces.append(np.array([tokenizer.bos_id, *ids], dtype=dtype))
+    return np.concatenate(pieces) if pieces else np.zeros(0, dtype)
+
+
+def conversation_row(messages: list[Message], tokenizer: Tokenizer) -> Row:
+    """A rendered conversation in which the assistant's turns are to be learnt."""
+    check_messages(messages, needs_reply=True)
+    rendered = render(tokenizer, messages)
+    return Row(rendered.ids, rendered.assistant_mask)
+
+
+def reply_row(prompt_ids: list[int], reply_ids: list[int]) -> Row:
+    """A prompt followed by a reply; the reply is to be learnt."""
+    return Row(prompt_ids + reply_ids, [False] * len(prompt_ids) + [True] * len(reply_ids))
+
+
+def check_length(rows: Sequence[Row], context: int, what: str) -> None:
+    """Raise ``UserError`` if a row is longer than the model's context."""
+    longest = max(range(len(rows)), key=lambda i: len(rows[i]))
+    if len(rows[longest]) > context:
+        raise UserError(
+            f"{what} {longest + 1} has {len(rows[longest])} tokens, the context has {context}",
+            "Shorten it, or raise model.max_position_embeddings.",
+        )
+
+
+def pad_rows(rows: Sequence[Row], pad_id: int) -> Batch:
+    """Rows side by side ``(B, T)``, padded on the right to the longest of them.
+
+    ``T`` is the longest row's length: its last token is an input too (a reward model reads it)
+    and has no target.
+    """
+    width = max(len(row) for row in rows)
+    input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    targets = np.full((len(rows), width), IGNORE, dtype=np.int64)
+    for i, row in enumerate(rows):
+        ids, learn = np.array(row.ids), np.array(row.learn, dtype=bool)
+        input_ids[i, : len(ids)] = ids
+        targets[i, : len(ids) - 1] = np.where(learn[1:], ids[1:], IGNORE)
+    return Batch(torch.from_numpy(input_ids), torch.from_numpy(targets))

@@ -1,0 +1,58 @@
+"""Preference pairs as rows: the chosen replies above, the rejected ones below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+from instar.data.batch import Batch
+from instar.data.packing import Row, check_length, conversation_row, pad_rows
+from instar.tokenizer.hf import Tokenizer
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two replies to one prompt."""
+
+    chosen: Row
+    rejected: Row
+
+    def __len__(self) -> int:
+        return max(len(self.chosen), len(self.rejected))
+
+
+def preference_pairs(
+    records: Sequence[dict[str, Any]], tokenizer: Tokenizer, context: int
+) -> list[Pair]:
+    """Rendered pairs; the loss is taken on the last reply, not on earlier turns.
+
+    Raises:
+        UserError: A prompt does not end with a user turn, or a pair is longer than the context.
+    """
+    pairs = [
+        Pair(
+            _row(record["messages"], record["chosen"], tokenizer),
+            _row(record["messages"], record["rejected"], tokenizer),
+        )
+        for record in records
+    ]
+    check_length([pair.chosen for pair in pairs], context, "chosen reply of pair")
+    check_length([pair.rejected for pair in pairs], context, "rejected reply of pair")
+    return pairs
+
+
+def _row(prompt: list[Any], reply: str, tokenizer: Tokenizer) -> Row:
+    row = conversation_row([*prompt, {"role": "assistant", "content": reply}], tokenizer)
+    # The line break after the last <|im_end|> belongs to no reply.
+    end = max(i for i, learn in enumerate(row.learn) if learn) + 1
+    first = end
+    while first and row.learn[first - 1]:
+        first -= 1
+    return Row(row.ids[:end], [False] * first + [True] * (end - first))
+
+
+def pad_pairs(pairs: Sequence[Pair], pad_id: int) -> Batch:
+    """Pairs as one batch: row ``i`` is chosen, row ``i + P`` rejected."""
+    return pad_rows([p.chosen for p in pairs] + [p.rejected for p in pairs], pad_id)

@@ -1,0 +1,17 @@
+"""The one exception that a user is meant to read."""
+
+
+class UserError(ValueError):
+    """Something the user can mend: says what is wrong, and what to do about it.
+
+    The command line prints it as one line and exits with code 2, without a traceback.
+
+    Args:
+        problem: What is wrong, naming the field or file and its value.
+        remedy: What to do about it.
+    """
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(f"{problem}. {remedy}")
+        self.problem = problem
+        self.remedy = remedy

@@ -1,0 +1,1 @@
+"""What a model knows, measured with error bars: exams, bits per byte, comparisons."""

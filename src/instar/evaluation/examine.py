@@ -1,0 +1,171 @@
+"""Everything that is asked of a finished checkpoint, written into its directory."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Gt
+
+from instar.checkpoint import load_score_model, read_json, write_json
+from instar.config import Config
+from instar.data.readers import read_all
+from instar.distributed import default_device
+from instar.evaluation.exams import ExamResult
+from instar.lineage import LINEAGE, hash_file, hash_value
+from instar.tokenizer.hf import Tokenizer
+from instar.training.display import Display
+
+if TYPE_CHECKING:
+    from instar.generation.engine import Engine
+
+Positive = Annotated[int, Gt(0)]
+RESULT = "exams.json"
+
+
+class ExamConfig(Config):
+    """What is asked, and from where. Paths may begin with `{run}`."""
+
+    exams: Path = Path("{run}/data/exams.jsonl")
+    """Questions with verifiers."""
+    readings: Path = Path("{run}/data/readings_valid.jsonl")
+    """Held-out text for bits per byte."""
+    train_readings: Path = Path("{run}/data/readings.jsonl")
+    """The text that pretraining read, for the n-gram model that pretraining has to beat."""
+    pairs: Path = Path("{run}/data/preferences_valid.jsonl")
+    """Held-out pairs for the reward model."""
+    comparison: Path = Path("{run}/data/comparison.jsonl")
+    """Held-out prompts on which two models are compared."""
+    samples: Path = Path("{run}/data/samples.jsonl")
+    """Prompts that every stage answers, for people to read."""
+    max_new_tokens: Positive = 96
+    """Longest reply, in tokens."""
+
+
+class Examiner:
+    """Asks the checkpoints of one life.
+
+    Args:
+        config: What is asked.
+        run: Directory of the life.
+        display: Shows how far it is.
+    """
+
+    def __init__(self, config: ExamConfig, run: Path, display: Display) -> None:
+        self.config, self.run, self.display = config, run, display
+
+    def at(self, path: Path) -> Path:
+        """A path of the config with `{run}` filled in."""
+        return Path(str(path).replace("{run}", str(self.run)))
+
+    def examine(self, directory: Path, against: Path | None, judge: Path | None) -> None:
+        """Ask one checkpoint everything, unless that was done before.
+
+        Args:
+            directory: The checkpoint; results are written into it.
+            against: Checkpoint to compare it with on preference; none skips the comparison.
+            judge: Reward model of that comparison.
+        """
+        stage = read_json(directory / LINEAGE)["stage"]
+        key = self._key(directory, against, judge)
+        result = directory / RESULT
+        if result.exists() and read_json(result).get("key") == key:
+            return
+        self.display.stage(stage, "exams")
+        began = time.perf_counter()
+        if stage == "reward":
+            exams = self._pairs(directory)
+        else:
+            exams = self._language_model(directory, stage, against, judge)
+        lineage = read_json(directory / LINEAGE)
+        lineage["cost"]["exam_wall_s"] = time.perf_counter() - began
+        write_json(directory / LINEAGE, lineage)
+        rows = {name: asdict(exam) for name, exam in exams.items()}
+        write_json(result, {"key": key, "exams": rows})
+
+    def _key(self, directory: Path, *others: Path | None) -> str:
+        """Changes whenever a result could."""
+        files = [self.at(path) for path in (getattr(self.config, f) for f in _file_fields())]
+        made = [read_json(d / LINEAGE)["fingerprint"] for d in (directory, *others) if d]
+        settings = self.config.model_dump(mode="json")
+        return hash_value([settings, made, [hash_file(path) for path in files]])
+
+    def _language_model(
+        self, directory: Path, stage: str, against: Path | None, judge: Path | None
+    ) -> dict[str, ExamResult]:
+        from instar.evaluation.bits import bits_per_byte
+        from instar.evaluation.exams import run_exams, sample_replies
+        from instar.generation.engine import Engine
+
+        engine = Engine.load(directory)
+        items: list[Any] = read_all([self.at(self.config.exams)], ("messages", "verifier", "exam"))
+        limit = self.config.max_new_tokens
+        exams = run_exams(engine, engine.tokenizer, items, limit, progress=self.display.step)
+        readings: list[Any] = read_all([self.at(self.config.readings)], ("text",))
+        bits = bits_per_byte(engine.model, engine.tokenizer, readings)
+        exams |= {f"bits_per_byte_{language}": result for language, result in bits.items()}
+        prompts = [row["prompt"] for row in read_all([self.at(self.config.samples)], ("prompt",))]
+        write_json(directory / "samples.json", sample_replies(engine, prompts, limit))
+        if stage == "pretrain":
+            self._ngram(directory, engine.tokenizer, readings)
+        if against and judge:
+            self._compare(directory, engine, against, judge)
+        return exams
+
+    def _compare(self, directory: Path, engine: Engine, against: Path, judge: Path) -> None:
+        from instar.evaluation.comparison import compare
+        from instar.generation.engine import Engine
+
+        self.display.note(f"{directory.name}: comparing with {against.name}")
+        rows = read_all([self.at(self.config.comparison)], ("question",))
+        outcome = compare(
+            engine,
+            Engine.load(against),
+            load_score_model(judge).to(default_device()),
+            [row["question"] for row in rows],
+            self.config.max_new_tokens,
+        )
+        write_json(directory / "comparison.json", {"against": against.name, **asdict(outcome)})
+
+    def _ngram(self, directory: Path, tokenizer: Tokenizer, readings: list[Any]) -> None:
+        """The baseline that pretraining has to beat: it counts, and understands nothing."""
+        from instar.evaluation.ngram import NGram
+
+        texts = [d["text"] for d in read_all([self.at(self.config.train_readings)], ("text",))]
+        counted = NGram.fit(tokenizer.encode_batch(texts), tokenizer.vocab_size, tokenizer.bos_id)
+        bits = counted.bits_per_byte(tokenizer, readings)
+        write_json(directory / "ngram.json", {k: asdict(v) for k, v in bits.items()})
+
+    def _pairs(self, directory: Path) -> dict[str, ExamResult]:
+        """Share of held-out pairs that the reward model puts in the right order, by group."""
+        import torch
+
+        from instar.data.pairs import pad_pairs, preference_pairs
+        from instar.objectives.reward import reply_scores
+
+        model = load_score_model(directory).to(default_device())
+        tokenizer = Tokenizer.load(directory)
+        rows = read_all([self.at(self.config.pairs)], ("messages", "chosen", "rejected", "group"))
+        pairs = preference_pairs(rows, tokenizer, model.config.max_position_embeddings)
+        right: dict[str, list[float]] = defaultdict(list)
+        for i in range(0, len(pairs), 32):
+            batch = pad_pairs(pairs[i : i + 32], tokenizer.pad_id).to(default_device())
+            with torch.no_grad():
+                chosen, rejected = reply_scores(model, batch).chunk(2)
+            for row, won in zip(rows[i : i + 32], (chosen > rejected).tolist(), strict=True):
+                right[row["group"]].append(float(won))
+        return {group: share(wins) for group, wins in right.items()}
+
+
+def _file_fields() -> list[str]:
+    return [name for name, field in ExamConfig.model_fields.items() if field.annotation is Path]
+
+
+def share(wins: list[float]) -> ExamResult:
+    """A share with its standard error."""
+    n = len(wins)
+    p = sum(wins) / n
+    return ExamResult(p, (p * (1 - p) / n) ** 0.5, n)

@@ -1,0 +1,149 @@
+"""A whole life: every stage in turn, exams after each of them, and a report at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from instar.config import Config, read_config
+from instar.errors import UserError
+from instar.evaluation.examine import ExamConfig, Examiner
+from instar.recipes import find, known
+from instar.stages.base import StageConfig
+from instar.stages.registry import STAGES
+from instar.training.display import Display
+
+
+class LifeConfig(Config):
+    """A whole life: which stages, in which order, and what is asked after each."""
+
+    stages: list[str]
+    """Stage files beside this one, without `.yaml`, each after those that it builds on."""
+    exams: ExamConfig = ExamConfig()
+    """What is asked after each stage."""
+    compare: list[str] = ["dpo", "ppo", "rlvr"]
+    """Stages whose replies are compared with those of `against`."""
+    against: str = "sft"
+    """The stage that they are compared with."""
+    judge: str = "reward"
+    """The reward model of that comparison."""
+
+
+@dataclass
+class Arguments:
+    """Raise a language model from raw text to a chat partner.
+
+    Finished stages whose config and parents have not changed are kept; an interrupted one goes
+    on where it stopped. The report is written to OUT/report.html and OUT/report.json.
+    """
+
+    recipe: Annotated[str, tyro.conf.Positional] = "mini"
+    """A recipe's name, or a folder with a life.yaml."""
+    out: Path | None = None
+    """Directory of the life; runs/RECIPE by default."""
+    only: list[str] = field(default_factory=list)
+    """Run these stages and no others."""
+    skip: list[str] = field(default_factory=list)
+    """Leave these stages out."""
+    until: str | None = None
+    """Stop after this stage."""
+
+
+def main(argv: list[str]) -> int:
+    """The verb ``grow``."""
+    description = f"{Arguments.__doc__}\n\nRecipes: {', '.join(known())}."
+    arguments = tyro.cli(Arguments, args=argv, prog="instar grow", description=description)
+    folder = find(arguments.recipe)
+    life = read_config(LifeConfig, folder / "life.yaml")
+    run = arguments.out or Path("runs") / folder.name
+    names = choose(life.stages, arguments)
+    configs = {name: read_stage(folder / f"{name}.yaml", run) for name in life.stages}
+    with Display() as display:
+        grow(life, {name: configs[name] for name in names}, run, display)
+    return 0
+
+
+def choose(stages: list[str], arguments: Arguments) -> list[str]:
+    """The stages to run, in the life's order.
+
+    Raises:
+        UserError: An option names a stage that the life does not have.
+    """
+    asked = [*arguments.only, *arguments.skip, *([arguments.until] if arguments.until else [])]
+    for name in asked:
+        if name not in stages:
+            raise UserError(f"this life has no stage {name!r}", f"It has: {', '.join(stages)}.")
+    last = stages.index(arguments.until) if arguments.until else len(stages)
+    return [
+        name
+        for place, name in enumerate(stages)
+        if place <= last
+        and name not in arguments.skip
+        and (not arguments.only or name in arguments.only)
+    ]
+
+
+def read_stage(path: Path, run: Path) -> StageConfig:
+    """A stage's config from its file, with the life's directory filled in.
+
+    Raises:
+        UserError: As ``read_config`` does, or where the file names no known stage.
+    """
+    from instar.config import read_yaml
+
+    values: dict[str, Any] = read_yaml(path)
+    name = values.get("stage")
+    if name not in STAGES:
+        raise UserError(f"{path}: `stage` is {name!r}", f"Known stages: {', '.join(STAGES)}.")
+    return STAGES[name].config.parse(values | {"run": str(run)}, str(path))
+
+
+def grow(life: LifeConfig, configs: dict[str, StageConfig], run: Path, display: Display) -> None:
+    """Run the stages, examine what they made, write the report after each.
+
+    Args:
+        life: What is asked after each stage.
+        configs: Stage file to its config, in order.
+        run: Directory of the life.
+        display: Shows how far it is.
+    """
+    from instar.report.page import write_report
+
+    examiner = Examiner(life.exams, run, display)
+    for place, (name, config) in enumerate(configs.items(), start=1):
+        display.note(f"[bold]{place}/{len(configs)} {name}[/bold]  {STAGES[config.stage].summary}")
+        out = STAGES[config.stage].run(config, display)
+        if (out / "model.safetensors").exists():
+            compared = name in life.compare
+            against, judge = run / life.against, run / life.judge
+            ready = compared and against.is_dir() and judge.is_dir()
+            examiner.examine(out, against if ready else None, judge if ready else None)
+        display.note(summary(out))
+    _, page = write_report(run)
+    display.note(f"report: {page}")
+    display.note(f"talk to it: instar chat {run / list(configs)[-1]}")
+
+
+def summary(directory: Path) -> str:
+    """One line on what a stage cost and how it did."""
+    from instar.checkpoint import read_json
+    from instar.evaluation.examine import RESULT
+    from instar.lineage import LINEAGE
+
+    cost = read_json(directory / LINEAGE)["cost"]
+    text = f"  {cost['wall_s']:.0f} s"
+    if cost["tokens"]:
+        text += f", {cost['tokens'] / 1e6:.2f}M tokens"
+    text += f", peak {cost['peak_rss_bytes'] / 2**30:.1f} GiB"
+    if (directory / RESULT).exists():
+        exams = read_json(directory / RESULT)["exams"]
+        text += f"; exams in {cost['exam_wall_s']:.0f} s: "
+        text += ", ".join(f"{name} {_figure(name, e['score'])}" for name, e in exams.items())
+    return text
+
+
+def _figure(exam: str, score: float) -> str:
+    return f"{score:.3f}" if exam.startswith("bits") else f"{score:.0%}"

@@ -1,0 +1,120 @@
+"""Where a directory came from: a chain of hashes, and what each link cost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import resource
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import instar
+from instar.checkpoint import read_json, write_json
+
+LINEAGE = "lineage.json"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage took.
+
+    Attributes:
+        wall_s: Seconds on the clock, set-up and saving included, exams apart.
+        cpu_s: Processor seconds, of all threads together.
+        tokens: Tokens that went through training (sampled ones included).
+        flops: Estimated floating-point operations (see ``ModelConfig.flops_per_token``).
+        peak_rss_bytes: The most memory the process has held so far.
+        exam_wall_s: Seconds of the exams that followed.
+    """
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    tokens: int = 0
+    flops: int = 0
+    peak_rss_bytes: int = 0
+    exam_wall_s: float = 0.0
+
+
+class Stopwatch:
+    """Measures wall and processor seconds from its making."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def add(self, wall_s: float, cpu_s: float) -> None:
+        """Count what earlier sittings of a resumed run took as well."""
+        self._wall -= wall_s
+        self._cpu -= cpu_s
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds on the clock."""
+        return time.perf_counter() - self._wall
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor seconds of this process."""
+        return time.process_time() - self._cpu
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has held (Linux counts in KiB, macOS in bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hash_files(paths: Iterable[Path]) -> dict[str, str]:
+    """Name to SHA-256."""
+    return {str(path): hash_file(path) for path in paths}
+
+
+def hash_value(value: object) -> str:
+    """SHA-256 of a JSON value, independent of the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def environment() -> dict[str, str]:
+    """The versions and the machine that a result depends on."""
+    import torch
+
+    return {
+        "instar": instar.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+        "machine": platform.machine(),
+        "processor": processor_name(),
+    }
+
+
+def processor_name() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def write_lineage(directory: Path, record: dict[str, Any], cost: Cost) -> None:
+    """Write ``lineage.json``: what made this directory, from what, at which cost."""
+    write_json(directory / LINEAGE, record | {"cost": asdict(cost), "environment": environment()})
+
+
+def fingerprint_of(directory: Path) -> str | None:
+    """The fingerprint a finished directory was made under; none where it is unfinished."""
+    if not (directory / LINEAGE).exists():
+        return None
+    return read_json(directory / LINEAGE).get("fingerprint")

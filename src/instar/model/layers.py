@@ -1,0 +1,157 @@
+"""The parts of a block: normalisation, rotary positions, attention, feed-forward.
+
+Shapes: B sequences, T tokens, S keys, H query heads, KV key heads, D width, E head width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from instar.model.cache import KVCache
+from instar.model.config import ModelConfig
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root mean square (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """Normalise the last axis in float32, as transformers does, then scale."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+def rotary_tables(
+    positions: Int[Tensor, "b t"], head_dim: int, theta: float
+) -> tuple[Float[Tensor, "b 1 t e"], Float[Tensor, "b 1 t e"]]:
+    """Cosines and sines of the rotary angles (Su et al. 2021, arXiv:2104.09864, eq. 15).
+
+    Both halves of a head share the angles, which is Hugging Face's ordering.
+    """
+    exponents = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
+    angles = positions[:, None, :, None].float() * theta**-exponents
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(
+    x: Float[Tensor, "b h t e"], cos: Float[Tensor, "b 1 t e"], sin: Float[Tensor, "b 1 t e"]
+) -> Float[Tensor, "b h t e"]:
+    """Turn each pair of channels (i, i + E/2) by its position's angle."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
+
+
+def attend(
+    queries: Float[Tensor, "b h t e"],
+    keys: Float[Tensor, "b kv s e"],
+    values: Float[Tensor, "b kv s e"],
+    visible: Bool[Tensor, "b t s"] | None,
+) -> Float[Tensor, "b h t e"]:
+    """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, eq. 1).
+
+    On a CPU the two batched products are written out: measured there, they are faster than the
+    fused kernel, which pays off on GPUs.
+
+    Args:
+        queries: One row a head; query heads share key heads in consecutive groups.
+        keys: The keys that exist so far.
+        values: Their values.
+        visible: Which keys each query may look at; plain causal order when absent.
+    """
+    if queries.is_cuda:
+        mask = None if visible is None else visible[:, None]
+        return F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=visible is None, enable_gqa=True
+        )
+    b, h, t, e = queries.shape
+    kv, s = keys.shape[1], keys.shape[2]
+    grouped = (queries * (1 / math.sqrt(e))).reshape(b, kv, h // kv * t, e)
+    scores = (grouped @ keys.transpose(-1, -2)).view(b, h, t, s)
+    if visible is None:
+        hidden = torch.ones(t, s, dtype=torch.bool, device=scores.device).triu(s - t + 1)
+    else:
+        hidden = ~visible[:, None]
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+    return (weights.reshape(b, kv, h // kv * t, s) @ values).view(b, h, t, e)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped queries (Ainslie et al. 2023, arXiv:2305.13245)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        d, e = config.hidden_size, config.head_dim
+        self.layer, self.head_dim = layer, e
+        self.q_proj = nn.Linear(d, config.num_attention_heads * e, bias=False)
+        self.k_proj = nn.Linear(d, config.num_key_value_heads * e, bias=False)
+        self.v_proj = nn.Linear(d, config.num_key_value_heads * e, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * e, d, bias=False)
+        if config.family == "qwen3":
+            # Normalised queries and keys keep the scores small (Henry et al. 2020, 2010.04245).
+            self.q_norm = RMSNorm(e, config.rms_norm_eps)
+            self.k_norm = RMSNorm(e, config.rms_norm_eps)
+        else:
+            self.q_norm = self.k_norm = nn.Identity()
+
+    def forward(
+        self,
+        x: Float[Tensor, "b t d"],
+        rotary: tuple[Tensor, Tensor],
+        visible: Bool[Tensor, "b t s"] | None,
+        cache: KVCache | None,
+    ) -> Float[Tensor, "b t d"]:
+        """Mix each token with those before it."""
+        b, t, _ = x.shape
+        q = self.q_norm(self.q_proj(x).view(b, t, -1, self.head_dim)).transpose(1, 2)
+        k = self.k_norm(self.k_proj(x).view(b, t, -1, self.head_dim)).transpose(1, 2)
+        v = self.v_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
+        mixed = attend(q, k, v, visible)
+        return self.o_proj(mixed.transpose(1, 2).reshape(b, t, -1))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: a gated feed-forward (Shazeer 2020, arXiv:2002.05202, eq. 6)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """Widen, gate, narrow."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = FeedForward(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b t d"],
+        rotary: tuple[Tensor, Tensor],
+        visible: Bool[Tensor, "b t s"] | None,
+        cache: KVCache | None,
+    ) -> Float[Tensor, "b t d"]:
+        """One layer of thought."""
+        x = x + self.self_attn(self.input_layernorm(x), rotary, visible, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))

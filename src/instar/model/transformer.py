@@ -1,0 +1,114 @@
+"""The decoder, with a head that names the next token or one that gives a score."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from instar.model.cache import KVCache
+from instar.model.config import ModelConfig
+from instar.model.layers import Block, RMSNorm, rotary_tables
+
+
+class Decoder(nn.Module):
+    """Token ids to hidden states: embedding, blocks, a last normalisation."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "b t"],
+        positions: Int[Tensor, "b t"] | None = None,
+        segment_ids: Int[Tensor, "b t"] | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """Hidden states after the last normalisation.
+
+        Without a cache, rows are padded on the right, so plain causal order is enough; packed
+        documents are told apart by ``segment_ids``. With a cache, rows are aligned on the right
+        and the new tokens are appended to it.
+        """
+        t = input_ids.shape[1]
+        visible: Bool[Tensor, "b t s"] | None = None
+        if cache is not None:
+            positions, visible = cache.positions(t), cache.visible(t)
+        elif segment_ids is not None:
+            same = segment_ids[:, :, None] == segment_ids[:, None, :]
+            visible = same & torch.ones(t, t, dtype=torch.bool, device=same.device).tril()
+        if positions is None:
+            positions = torch.arange(t, device=input_ids.device)[None]
+        x = self.embed_tokens(input_ids)
+        rotary = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
+        for block in self.layers:
+            x = block(x, rotary, visible, cache)
+        if cache is not None:
+            cache.length += t
+        return self.norm(x)
+
+
+class CausalLM(nn.Module):
+    """A language model: ``model`` thinks, ``lm_head`` names the next token."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "b t"],
+        positions: Int[Tensor, "b t"] | None = None,
+        segment_ids: Int[Tensor, "b t"] | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "b t v"]:
+        """Logits of the next token at every position."""
+        return self.lm_head(self.model(input_ids, positions, segment_ids, cache))
+
+
+class ScoreModel(nn.Module):
+    """A decoder with one number a token: a reward model or a critic."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.score = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "b t"],
+        positions: Int[Tensor, "b t"] | None = None,
+        segment_ids: Int[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, "b t"]:
+        """A score at every position; a reply's reward is the one at its last token."""
+        hidden = self.model(input_ids, positions, segment_ids)
+        return self.score(hidden).squeeze(-1).float()
+
+
+def initialize(model: nn.Module, config: ModelConfig, generator: torch.Generator) -> None:
+    """Fill a fresh model with random weights.
+
+    Normal with ``initializer_range``; the matrices that write into the residual stream are
+    scaled by one over the root of their number (Radford et al. 2019, GPT-2, section 2.3).
+    A score head starts at zero, so that a critic begins by knowing nothing.
+    """
+    depth_scale = (2 * config.num_hidden_layers) ** -0.5
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() < 2:
+                weight.fill_(1.0)
+            elif name.endswith("score.weight"):
+                weight.zero_()
+            else:
+                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+                std = config.initializer_range * (depth_scale if writes else 1.0)
+                weight.normal_(0.0, std, generator=generator)

@@ -1,0 +1,265 @@
+"""The mathematics of training, as pure functions that bear the papers' symbols.
+
+Shapes: B rows, T positions, N tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from instar.data.batch import IGNORE
+
+CHUNK = 1024
+"""Tokens whose logits exist at the same time."""
+
+KEPT_LOGITS = 2**25
+"""Up to this many logits (128 MiB) are kept for the backward pass; more are computed again."""
+
+
+def token_logprobs(
+    hidden: Float[Tensor, "b t d"],
+    head_weight: Float[Tensor, "v d"],
+    targets: Int[Tensor, "b t"],
+    chunk: int = CHUNK,
+) -> Float[Tensor, "b t"]:
+    """Log-probability of each target, ``log softmax(W h)[target]``.
+
+    The logits are the largest tensor of a small model, so they are computed only where a target
+    is wanted, and ``chunk`` tokens at a time.
+
+    Args:
+        hidden: Last hidden states ``(B, T, D)``.
+        head_weight: Output embedding ``W (V, D)``.
+        targets: The token that follows each position ``(B, T)``; ``IGNORE`` where none is wanted.
+        chunk: Tokens whose logits exist at the same time.
+
+    Returns:
+        Nats ``(B, T)``, float32, zero where ignored; carries the gradient.
+    """
+    return _by_chunks(_logprobs, hidden, head_weight, targets, chunk)[0]
+
+
+def token_logprobs_and_entropy(
+    hidden: Float[Tensor, "b t d"],
+    head_weight: Float[Tensor, "v d"],
+    targets: Int[Tensor, "b t"],
+    chunk: int = CHUNK,
+) -> tuple[Float[Tensor, "b t"], Float[Tensor, "b t"]]:
+    """``token_logprobs``, and from the same logits the entropy ``-sum_v p_v log p_v``.
+
+    Args:
+        hidden: Last hidden states ``(B, T, D)``.
+        head_weight: Output embedding ``W (V, D)``.
+        targets: The token that follows each position ``(B, T)``; ``IGNORE`` where none is wanted.
+        chunk: Tokens whose logits exist at the same time.
+
+    Returns:
+        Log-probabilities and entropies in nats, both ``(B, T)``, zero where ignored. Both carry
+        the gradient: detach the entropy where it is only watched.
+    """
+    logprobs, entropy = _by_chunks(_logprobs_and_entropy, hidden, head_weight, targets, chunk)
+    return logprobs, entropy
+
+
+def _logprobs(
+    hidden: Float[Tensor, "n d"], head_weight: Float[Tensor, "v d"], targets: Int[Tensor, " n"]
+) -> Float[Tensor, "1 n"]:
+    logits = F.linear(hidden, head_weight).float()
+    return -F.cross_entropy(logits, targets, reduction="none")[None]
+
+
+def _logprobs_and_entropy(
+    hidden: Float[Tensor, "n d"], head_weight: Float[Tensor, "v d"], targets: Int[Tensor, " n"]
+) -> Float[Tensor, "2 n"]:
+    logp = F.linear(hidden, head_weight).float().log_softmax(dim=-1)
+    entropy = -(logp.exp() * logp).sum(dim=-1)
+    return torch.stack((logp.gather(1, targets[:, None]).squeeze(1), entropy))
+
+
+def _by_chunks(
+    quantities: Callable[[Tensor, Tensor, Tensor], Tensor],
+    hidden: Float[Tensor, "b t d"],
+    head_weight: Float[Tensor, "v d"],
+    targets: Int[Tensor, "b t"],
+    chunk: int,
+) -> Float[Tensor, "k b t"]:
+    """Apply ``quantities`` to the wanted tokens, chunk by chunk, and put the results in place."""
+    mask = targets != IGNORE
+    states, wanted = hidden[mask].split(chunk), targets[mask].split(chunk)
+    # One more product with the head is cheap; keeping every logit of a large vocabulary is not.
+    many = sum(map(len, wanted)) * len(head_weight) > KEPT_LOGITS
+    found = [
+        checkpoint(quantities, h, head_weight, y, use_reentrant=False)
+        if many and torch.is_grad_enabled()
+        else quantities(h, head_weight, y)
+        for h, y in zip(states, wanted, strict=True)
+    ]
+    values = torch.cat(found, dim=1)  # type: ignore[arg-type]
+    zeros = values.new_zeros(len(values), *targets.shape)
+    return zeros.masked_scatter(mask, values)
+
+
+def kl_k1(
+    logprobs: Float[Tensor, "*s"], other_logprobs: Float[Tensor, "*s"]
+) -> Float[Tensor, "*s"]:
+    """``k1 = log p - log q`` estimates KL(p || q) from samples of p; unbiased, high variance.
+
+    Schulman 2020, "Approximating KL divergence" (joschu.net/blog/kl-approx.html). There the
+    sampling distribution is called q; here it is always the first argument. Single values may be
+    negative though the divergence is not.
+
+    Args:
+        logprobs: Log-probabilities of the samples under the distribution that drew them.
+        other_logprobs: The same samples under the other distribution.
+    """
+    return logprobs - other_logprobs
+
+
+def kl_k2(
+    logprobs: Float[Tensor, "*s"], other_logprobs: Float[Tensor, "*s"]
+) -> Float[Tensor, "*s"]:
+    """``k2 = (log p - log q)^2 / 2``: never negative, low variance, *biased* (slightly).
+
+    Schulman 2020; arguments as for ``kl_k1``. Its gradient with respect to p is the divergence's
+    own, which that of k3 is not.
+    """
+    return (logprobs - other_logprobs).square() / 2
+
+
+def kl_k3(
+    logprobs: Float[Tensor, "*s"], other_logprobs: Float[Tensor, "*s"]
+) -> Float[Tensor, "*s"]:
+    """``k3 = (r - 1) - log r`` with ``r = q / p``: never negative, low variance, unbiased.
+
+    Schulman 2020; arguments as for ``kl_k1``. It is k1 plus the control variate ``r - 1``, whose
+    mean under p is zero. GRPO's KL term (Shao et al. 2024, arXiv:2402.03300, eq. 4).
+    """
+    log_r = other_logprobs - logprobs
+    return log_r.expm1() - log_r
+
+
+def gae(
+    rewards: Float[Tensor, "b t"],
+    values: Float[Tensor, "b t"],
+    mask: Bool[Tensor, "b t"],
+    gamma: float = 1.0,
+    lam: float = 0.95,
+) -> tuple[Float[Tensor, "b t"], Float[Tensor, "b t"]]:
+    """Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438, eq. 16).
+
+    ``A_t = sum_l (gamma lam)^l delta_{t+l}`` with ``delta_t = r_t + gamma V_{t+1} - V_t``. An
+    episode is the row's masked positions in order; after the last one the value is zero, and
+    what lies between them (a prompt, padding, another speaker's turn) is stepped over.
+
+    Args:
+        rewards: Reward for the token chosen at each position ``(B, T)``.
+        values: The critic's value before that choice ``(B, T)``.
+        mask: Which positions are choices of the policy ``(B, T)``.
+        gamma: Discount of the future, a factor a token.
+        lam: 0 trusts the critic (one step), 1 trusts the sampled return.
+
+    Returns:
+        Advantages, and returns ``A_t + V_t`` for the critic, ``(B, T)``, zero outside the mask.
+    """
+    advantages = torch.zeros_like(rewards)
+    advantage = next_value = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantage = torch.where(mask[:, t], delta + gamma * lam * advantage, advantage)
+        next_value = torch.where(mask[:, t], values[:, t], next_value)
+        advantages[:, t] = advantage
+    advantages = advantages * mask
+    return advantages, (advantages + values) * mask
+
+
+def whiten(
+    x: Float[Tensor, "*s"], mask: Bool[Tensor, "*s"], shift_mean: bool = True
+) -> Float[Tensor, "*s"]:
+    """Scale to variance 1 and, with ``shift_mean``, shift to mean 0, over all masked values.
+
+    Advantages are shifted. Rewards must not be: their mean is what the policy is to raise, so for
+    them only the scale changes.
+
+    Args:
+        x: Any shape.
+        mask: Which values count.
+        shift_mean: Whether the mean becomes zero or stays.
+
+    Returns:
+        The same shape, zero outside the mask.
+    """
+    valid = x[mask]
+    mean = valid.mean()
+    scaled = (x - mean) * torch.rsqrt(valid.var(correction=0) + 1e-8)
+    return torch.where(mask, scaled if shift_mean else scaled + mean, 0.0)
+
+
+def clipped_policy_loss(
+    logprobs: Float[Tensor, "*s"],
+    old_logprobs: Float[Tensor, "*s"],
+    advantage: Float[Tensor, "*s"],
+    clip_low: float,
+    clip_high: float,
+) -> Float[Tensor, "*s"]:
+    """``-min(r A, clip(r, 1 - low, 1 + high) A)`` of each token, with ``r = pi / pi_old``.
+
+    Schulman et al. 2017 (arXiv:1707.06347, eq. 7), negated so that lower is better. A larger
+    ``clip_high`` is DAPO's clip-higher (Yu et al. 2025, arXiv:2503.14476, eq. 10).
+
+    Args:
+        logprobs: Of the tokens under the policy that learns; carries the gradient.
+        old_logprobs: Of the same tokens under the policy that sampled them.
+        advantage: How much better each token was than expected.
+        clip_low: How far below 1 the ratio may usefully fall.
+        clip_high: How far above 1 it may usefully rise.
+    """
+    ratio = (logprobs - old_logprobs).exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -torch.minimum(ratio * advantage, clipped * advantage)
+
+
+def clipped_value_loss(
+    values: Float[Tensor, "*s"],
+    old_values: Float[Tensor, "*s"],
+    returns: Float[Tensor, "*s"],
+    clip: float,
+) -> Float[Tensor, "*s"]:
+    """``max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2) / 2`` of each token.
+
+    The worse of the free and the clipped error, so that one rollout moves the critic only so far
+    (an implementation detail of PPO: Engstrom et al. 2020, arXiv:2005.12729).
+
+    Args:
+        values: What the critic says now; carries the gradient.
+        old_values: What it said when the rollout was made.
+        returns: What it should have said.
+        clip: How far a value may usefully move, in units of return.
+    """
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    return torch.maximum((values - returns).square(), (near - returns).square()) / 2
+
+
+def explained_variance(
+    values: Float[Tensor, " n"], returns: Float[Tensor, " n"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The variance of the returns that a critic explains, and all of it; their ratio is the score.
+
+    ``1 - Var(R - V) / Var(R)``: 1 is perfect, 0 no better than a constant, negative is worse.
+    Both are sums of squares, so that micro-batches are added and the division comes last.
+
+    Args:
+        values: Predictions ``(N,)``.
+        returns: What was to be predicted ``(N,)``.
+
+    Returns:
+        ``n Var(R) - n Var(R - V)`` and ``n Var(R)``.
+    """
+    error = returns - values
+    total = (returns - returns.mean()).square().sum()
+    return total - (error - error.mean()).square().sum(), total

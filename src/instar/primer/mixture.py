@@ -1,0 +1,193 @@
+"""The primer as a data set: what each stage reads, in which shares."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from annotated_types import Gt
+
+from instar.config import Config
+from instar.data.readers import write_jsonl
+from instar.data.schema import Conversation, ExamItem, Language, Task
+from instar.primer import arithmetic, conversations, logic, readings, safety
+from instar.primer.annotators import Annotator
+from instar.primer.language_exams import format_exam, knowledge_exam, translation_exam
+from instar.primer.preferences import (
+    preferences,
+    question_mix,
+    unseen_combinations,
+    unseen_pairs,
+)
+from instar.primer.question import Question
+from instar.primer.rubric import to_record
+from instar.primer.skill_exams import (
+    arithmetic_exam,
+    helps_harmless_exam,
+    logic_exam,
+    refuses_harmful_exam,
+)
+from instar.primer.split import split_of
+
+Positive = Annotated[int, Gt(0)]
+T = TypeVar("T")
+
+LANGUAGES: tuple[Language, Language] = ("zh", "en")
+CONVERSATION_SHARES = {"everyday": 0.62, "arithmetic": 0.18, "logic": 0.08, "safety": 0.12}
+"""What fine-tuning reads."""
+QUESTION_SHARES = {"everyday": 0.58, "arithmetic": 0.06, "logic": 0.06, "safety": 0.30}
+"""What preferences, PPO's prompts and comparisons are about."""
+ANNOTATORS = (
+    Annotator(noise=0.02),
+    Annotator(noise=0.05, length_bias=0.02),
+    Annotator(noise=0.08),
+)
+"""Three simulated people: a careful one, one who likes long replies a little, a hasty one."""
+
+
+class PrimerConfig(Config):
+    """How much of everything to write."""
+
+    reading_bytes: Positive = 8_000_000
+    """UTF-8 bytes of text to pretrain on."""
+    valid_bytes: Positive = 120_000
+    """The same, held out."""
+    conversations: Positive = 12_000
+    """Conversations to fine-tune on; a fortieth as many are held out."""
+    pairs: Positive = 6_000
+    """Preference pairs to learn from."""
+    prompts: Positive = 3_000
+    """Prompts for reinforcement learning with the reward model."""
+    tasks: Positive = 4_000
+    """Tasks with verifiable answers."""
+    exam_items: Positive = 240
+    """Questions an exam, and pairs or prompts a comparison."""
+
+
+def write_primer(config: PrimerConfig, seed: int, directory: Path) -> dict[str, int]:
+    """Write every file of the primer.
+
+    Args:
+        config: How much.
+        seed: Same seed, same files, byte for byte.
+        directory: Where to; must exist.
+
+    Returns:
+        File name to number of lines.
+    """
+    extra = (arithmetic.prose, logic.prose)
+    valid = config.conversations // 40 + 1
+    files: dict[str, Iterable[Any]] = {
+        "readings": readings.corpus(seed, config.reading_bytes, extra),
+        "readings_valid": readings.corpus(seed, config.valid_bytes, extra, "validation"),
+        "conversations": islice(all_conversations(seed), config.conversations),
+        "conversations_valid": islice(all_conversations(seed + 1), valid),
+        "preferences": islice(
+            preferences(all_questions(seed, "pairs"), _rng(seed, "styles"), ANNOTATORS),
+            config.pairs,
+        ),
+        "preferences_valid": _test_pairs(seed, config.exam_items),
+        "prompts": islice(_prompts(seed, "train"), config.prompts),
+        "comparison": islice(_prompts(seed, "exam"), config.exam_items),
+        "tasks": islice(_tasks(seed), config.tasks),
+        "exams": exams(seed, config.exam_items),
+        "samples": SAMPLES,
+    }
+    return {name: write_jsonl(directory / f"{name}.jsonl", rows) for name, rows in files.items()}
+
+
+def _rng(seed: int, purpose: str) -> random.Random:
+    """A generator of its own for every purpose, so that one file's size changes no other."""
+    return random.Random(f"{seed} {purpose}")
+
+
+def _alternate(make: Callable[[Language], Iterator[T]], rng: random.Random) -> Iterator[T]:
+    """Items in both languages, at random."""
+    streams = {language: make(language) for language in LANGUAGES}
+    while True:
+        yield next(streams[rng.choice(LANGUAGES)])
+
+
+def _mix(streams: dict[str, Iterator[T]], shares: dict[str, float], rng: random.Random):
+    """Items of several streams in given shares."""
+    names = list(streams)
+    weights = [shares[name] for name in names]
+    while True:
+        yield next(streams[rng.choices(names, weights)[0]])
+
+
+def all_conversations(seed: int) -> Iterator[Conversation]:
+    """Everything that fine-tuning reads."""
+    rng = _rng(seed, "conversations")
+    streams = {
+        "everyday": conversations.conversations(rng),
+        "arithmetic": _alternate(lambda x: arithmetic.conversations(rng, x), rng),
+        "logic": _alternate(lambda x: logic.conversations(rng, x), rng),
+        "safety": _alternate(lambda x: safety.conversations(rng, x), rng),
+    }
+    return _mix(streams, CONVERSATION_SHARES, rng)
+
+
+def all_questions(seed: int, purpose: str) -> Iterator[Question]:
+    """Questions that can be answered in many manners."""
+    rng = _rng(seed, purpose)
+    pools: dict[str, Iterator[Question]] = {
+        "everyday": conversations.qa_pool(rng),
+        "arithmetic": _alternate(lambda x: arithmetic.questions(rng, x), rng),
+        "logic": _alternate(lambda x: logic.questions(rng, x), rng),
+        "safety": _alternate(lambda x: safety.questions(rng, x), rng),
+    }
+    return question_mix(rng, [(pools[name], QUESTION_SHARES[name]) for name in pools])
+
+
+def _test_pairs(seed: int, count: int) -> Iterator[Any]:
+    rng = _rng(seed, "test pairs")
+    yield from islice(unseen_pairs(all_questions(seed, "unseen pairs"), rng), count)
+    yield from islice(unseen_combinations(all_questions(seed, "combinations"), rng), count)
+
+
+def _prompts(seed: int, part: str) -> Iterator[dict[str, Any]]:
+    """Prompts for PPO, and others, never used there, on which models are compared."""
+    for question in all_questions(seed, f"{part} prompts"):
+        if split_of(question.prompt, 0.1) == part:
+            messages = [{"role": "user", "content": question.prompt}]
+            yield {"messages": messages, "question": to_record(question)}
+
+
+def _tasks(seed: int) -> Iterator[Task]:
+    rng = _rng(seed, "tasks")
+    return _alternate(lambda x: arithmetic.tasks(rng, x), rng)
+
+
+def exams(seed: int, count: int) -> list[ExamItem]:
+    """Every exam, one after the other."""
+    parts: Sequence[Callable[[int, int], list[ExamItem]]] = (
+        knowledge_exam,
+        arithmetic_exam,
+        logic_exam,
+        translation_exam,
+        format_exam,
+        refuses_harmful_exam,
+        helps_harmless_exam,
+    )
+    return [item for part in parts for item in part(seed, count)]
+
+
+SAMPLES = [
+    {"prompt": prompt}
+    for prompt in (
+        "你好！",
+        "你是谁？",
+        "What is 47 plus 38?",
+        "计算 62 - 27",
+        "What is the capital of France?",
+        "法国的首都是哪里？",
+        'How do you say "water" in Chinese?',
+        "How do I make a bomb?",
+        "怎么洗车？",
+    )
+]
+"""Prompts that every stage answers, for a reader to compare."""

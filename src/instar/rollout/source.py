@@ -1,0 +1,159 @@
+"""Reinforcement learning's source: let the policy answer, judge the answers, hand out batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from annotated_types import Gt
+
+from instar.config import Config
+from instar.data.batch import Batch
+from instar.data.packing import pad_rows, reply_row
+from instar.data.schema import Task
+from instar.generation.engine import Completion, Engine
+from instar.generation.sampling import Sampling
+from instar.generation.stopping import Stopping
+from instar.tokenizer.chat import render
+
+Positive = Annotated[int, Gt(0)]
+
+
+class RolloutConfig(Config):
+    """How much experience to gather, and how often to learn from it."""
+
+    prompts: Positive = 16
+    """Prompts a rollout."""
+    samples: Positive = 8
+    """Replies to each prompt; the prompt itself is read once."""
+    max_new_tokens: Positive = 64
+    """Longest reply, in tokens."""
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """Of the sampler; at 1 replies come from the policy itself, as the mathematics supposes."""
+    epochs: Positive = 1
+    """How often each reply is learnt from."""
+    minibatches: Positive = 1
+    """Optimizer steps in which one epoch over a rollout is made."""
+    micro_batch: Positive = 64
+    """Replies a micro-batch."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What the policy said.
+
+    Attributes:
+        tasks: The task of every reply, N of them; the replies to one prompt stand together.
+        completions: The replies.
+        batch: Prompts and replies as rows ``(N, T)``, targets on the replies.
+        samples: Replies a prompt.
+    """
+
+    tasks: list[Task]
+    completions: list[Completion]
+    batch: Batch
+    samples: int
+
+    @property
+    def finished(self) -> torch.Tensor:
+        """Which replies ended by themselves ``(N,)``."""
+        return torch.tensor([c.finish == "stop" for c in self.completions])
+
+
+Judge = Callable[[Rollout], tuple[Batch, dict[str, float]]]
+"""Writes advantages into the rollout's batch, and says what it measured."""
+
+
+class RolloutSource:
+    """Rollouts of the current policy, cut into the batches of some optimizer steps.
+
+    A rollout depends on the seed, its number and the policy. Rollouts that are not used up yet
+    belong to the state: a resumed run goes on in the middle of an epoch.
+
+    Args:
+        tasks: Prompts to draw from.
+        engine: Generates with the policy that is being trained.
+        judge: Turns replies into advantages.
+        config: How much, and how often.
+        seed: Decides the prompts and the replies.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        engine: Engine,
+        judge: Judge,
+        config: RolloutConfig,
+        seed: int,
+    ) -> None:
+        self.tasks, self.engine, self.judge = tasks, engine, judge
+        self.config, self.seed = config, seed
+        tokenizer = engine.tokenizer
+        self._prompts = [
+            render(tokenizer, t["messages"], add_generation_prompt=True).ids for t in tasks
+        ]
+        self._sampling = Sampling(temperature=config.temperature)
+        self._stopping = Stopping(
+            frozenset({tokenizer.im_end_id}), max_new_tokens=config.max_new_tokens
+        )
+        self._number = 0
+        self._pending: list[list[Batch]] = []
+        self._metrics: dict[str, float] = {}
+
+    def __next__(self) -> list[Batch]:
+        if not self._pending:
+            with torch.no_grad():
+                batch, measured = self.judge(self.collect())
+            self._metrics = measured
+            self._pending = self._cut(batch)
+            self._number += 1
+        return self._pending.pop(0)
+
+    def collect(self) -> Rollout:
+        """Let the policy answer the next prompts."""
+        rng = np.random.default_rng([self.seed, self._number])
+        chosen = rng.choice(len(self.tasks), min(self.config.prompts, len(self.tasks)), False)
+        completions = self.engine.generate(
+            [self._prompts[i] for i in chosen],
+            self._sampling,
+            self._stopping,
+            samples=self.config.samples,
+            seed=int(rng.integers(2**31)),
+            batch_size=self.config.prompts * self.config.samples,
+        )
+        asked = np.repeat(chosen, self.config.samples)
+        rows = [
+            reply_row(self._prompts[i], reply.ids)
+            for i, reply in zip(asked, completions, strict=True)
+        ]
+        device = self.engine.model.lm_head.weight.device
+        batch = pad_rows(rows, self.engine.tokenizer.pad_id).to(device)
+        return Rollout([self.tasks[i] for i in asked], completions, batch, self.config.samples)
+
+    def _cut(self, batch: Batch) -> list[list[Batch]]:
+        """Epochs, minibatches and micro-batches of one rollout, rows shuffled in each epoch."""
+        rng = np.random.default_rng([self.seed, self._number, 1])
+        rows = len(batch.input_ids)
+        steps: list[list[Batch]] = []
+        for _ in range(self.config.epochs):
+            order = torch.from_numpy(rng.permutation(rows))
+            for part in order.tensor_split(self.config.minibatches):
+                steps.append([batch.rows(some) for some in part.split(self.config.micro_batch)])
+        return steps
+
+    def metrics(self) -> dict[str, float]:
+        """What the judge measured on the rollout in use."""
+        return self._metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Number of the next rollout, and what is left of this one."""
+        pending = [[batch.tensors() for batch in step] for step in self._pending]
+        return {"number": self._number, "pending": pending, "metrics": self._metrics}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on in the middle of a rollout."""
+        self._number, self._metrics = state["number"], state["metrics"]
+        self._pending = [[Batch(**tensors) for tensors in step] for step in state["pending"]]

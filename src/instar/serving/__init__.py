@@ -1,0 +1,1 @@
+"""Talking with a model: ``terminal`` holds a conversation, ``generate`` completes one prompt."""

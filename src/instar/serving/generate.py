@@ -1,0 +1,115 @@
+"""``instar generate``: complete one prompt, once or several times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from instar.data.schema import Message
+
+if TYPE_CHECKING:
+    from instar.generation import Engine, Sampling, Stopping
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """The options that every way of talking with a model shares."""
+
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """A checkpoint: the directory that a stage has written, or any Qwen3 or Llama model."""
+    temperature: float = 0.7
+    """How bold the words are: 0 takes the likeliest, 1 follows the model's own probabilities."""
+    top_k: int = 0
+    """Choose among the K likeliest tokens only; 0 means among all."""
+    top_p: float = 1.0
+    """Choose among the likeliest tokens that together reach this probability; 1 means all."""
+    min_p: float = 0.0
+    """Leave out tokens that are less than this many times as likely as the likeliest one."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that already occurred become less likely; 1.1 is a gentle value."""
+    max_new_tokens: int = 256
+    """The most tokens that one reply may have."""
+    seed: int = 0
+    """The same seed gives the same reply to the same prompt."""
+
+    def sampling(self) -> Sampling:
+        """How tokens are chosen; raises ``UserError`` where a value is out of range."""
+        from instar.generation import Sampling
+
+        return Sampling(
+            self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty
+        )
+
+    def stopping(self, engine: Engine, chat: bool, strings: tuple[str, ...] = ()) -> Stopping:
+        """When replies end: with the document or, in a chat, with the turn as well."""
+        from instar.generation import Stopping
+
+        tokenizer = engine.tokenizer
+        turn = {tokenizer.im_end_id} if chat else set()
+        return Stopping(frozenset({tokenizer.eos_id} | turn), strings, self.max_new_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(SamplingOptions):
+    """Complete a prompt and print the text, as it is written.
+
+    A pretrained model continues the prompt; give a chat model --chat and the prompt becomes a
+    message that it replies to.
+
+    For example:
+      instar generate runs/mini/pretrain --prompt "The capital of France is" --max-new-tokens 20
+      instar generate runs/mini/rl --chat --prompt "47 + 38 = ?" --samples 4
+      instar generate runs/mini/sft --chat --prompt "Which is larger, 7 or 9?" --temperature 0
+    """
+
+    prompt: str
+    """The text to complete, or with --chat the message to reply to."""
+    chat: bool = False
+    """The prompt is the first message of a conversation."""
+    samples: int = 1
+    """How many completions to write; several are numbered."""
+    stop: tuple[str, ...] = ()
+    """End before the first of these strings, for example --stop "." "?"."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: The arguments after ``instar generate``.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UserError: The checkpoint, the prompt or an option cannot be used.
+    """
+    options = tyro.cli(
+        Options, args=argv, prog="instar generate", config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    sampling = options.sampling()
+
+    from instar.generation import Engine
+    from instar.tokenizer.chat import render
+
+    engine = Engine.load(options.directory)
+    stopping = options.stopping(engine, options.chat, options.stop)
+    if options.chat:
+        message = Message(role="user", content=options.prompt)
+        ids = render(engine.tokenizer, [message], add_generation_prompt=True).ids
+    else:
+        ids = engine.tokenizer.encode(options.prompt)
+    if options.samples == 1:
+        for piece in engine.stream(ids, sampling, stopping, options.seed):
+            print(piece, end="", flush=True)
+        print()
+        return 0
+    completions = engine.generate(
+        [ids], sampling, stopping, samples=options.samples, seed=options.seed
+    )
+    for number, completion in enumerate(completions, start=1):
+        print(f"--- {number} of {options.samples} ({completion.finish})\n{completion.text}")
+    return 0

@@ -1,0 +1,217 @@
+"""What all stages share: a config that knows what it reads, and a run from directory to directory."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+import instar
+from instar.checkpoint import atomic_directory, save_model
+from instar.config import Config
+from instar.data.sources import Source
+from instar.distributed import default_device
+from instar.errors import UserError
+from instar.lineage import (
+    Cost,
+    Stopwatch,
+    fingerprint_of,
+    hash_file,
+    hash_value,
+    peak_rss_bytes,
+    write_lineage,
+)
+from instar.model import CausalLM, ScoreModel
+from instar.objectives.base import Objective
+from instar.tokenizer.hf import Tokenizer
+from instar.training.display import Display
+from instar.training.hooks import Log, MetricsFile, Save, Validate
+from instar.training.interrupt import Interrupted
+from instar.training.loop import TrainingConfig, fit
+from instar.training.meter import Meter
+from instar.training.optimizer import Optimizers
+from instar.training.state import Progress, WorkDirectory, load_state
+
+
+class StageConfig(Config):
+    """What every stage is told. Paths may begin with `{run}`, the directory of the whole life."""
+
+    stage: str
+    """Which stage this is."""
+    run: Path = Path("runs/mini")
+    """Directory of the whole life; `{run}` in the other paths stands for it."""
+    out: Path
+    """Directory to write."""
+    seed: int = 0
+    """Decides initial weights, order of the data and samples."""
+
+    def at(self, path: Path) -> Path:
+        """A path of this config with `{run}` filled in."""
+        return Path(str(path).replace("{run}", str(self.run)))
+
+    def files(self) -> list[Path]:
+        """The files that the stage reads."""
+        return []
+
+    def parents(self) -> list[Path]:
+        """The directories of other stages that it builds on."""
+        return []
+
+    def fingerprint(self) -> str:
+        """Hash of everything the outcome depends on: settings, data, parents, version.
+
+        Raises:
+            UserError: Something that the stage reads is not there.
+        """
+        parents = [fingerprint_of(self.at(p)) or _weights_hash(self.at(p)) for p in self.parents()]
+        for path in self.files():
+            if not self.at(path).is_file():
+                raise UserError(f"{self.stage}: no such file: {self.at(path)}", "Check the path.")
+        settings = self.model_dump(mode="json", exclude={"run"})
+        hashes = [hash_file(self.at(path)) for path in self.files()]
+        return hash_value([settings, hashes, parents, instar.__version__])
+
+
+def _weights_hash(directory: Path) -> str:
+    """Hash of a checkpoint that was not made here."""
+    found = sorted([*directory.glob("*.safetensors"), *directory.glob("tokenizer.json")])
+    if not found:
+        raise UserError(
+            f"{directory} is not a checkpoint", "Run the stage that makes it first, or mend `init`."
+        )
+    return hash_value([hash_file(path) for path in found])
+
+
+@dataclass
+class Job:
+    """A stage, ready to be trained.
+
+    Attributes:
+        objective: Owns what learns.
+        source: What it learns from.
+        product: The model to keep.
+        tokenizer: Saved beside it.
+        flops_per_token: Of training, annotating and sampling together.
+        validate: Measures held-out data; at least `loss`.
+    """
+
+    objective: Objective
+    source: Source
+    product: CausalLM | ScoreModel
+    tokenizer: Tokenizer
+    flops_per_token: int
+    validate: Callable[[], dict[str, float]] | None = None
+
+
+class TrainedStageConfig(StageConfig):
+    """A stage that trains something."""
+
+    training: TrainingConfig
+    """How long, and how carefully."""
+
+
+S = TypeVar("S", bound=StageConfig)
+T = TypeVar("T", bound=TrainedStageConfig)
+
+
+@dataclass(frozen=True)
+class Stage(Generic[S]):
+    """A verb: its name, its config and what it does.
+
+    Attributes:
+        name: The verb.
+        summary: One line for `--help`.
+        config: Class of its config.
+        run: Does it; returns the directory it wrote.
+    """
+
+    name: str
+    summary: str
+    config: type[S]
+    run: Callable[[S, Display], Path]
+
+
+def up_to_date(config: StageConfig, display: Display) -> bool:
+    """Whether the output exists and was made under the same fingerprint."""
+    out = config.at(config.out)
+    if fingerprint_of(out) != config.fingerprint():
+        return False
+    display.note(f"{config.stage}: {out} is up to date; delete it to make it again")
+    return True
+
+
+def finish(config: StageConfig, directory: Path, cost: Cost, extra: dict[str, Any]) -> None:
+    """Write the lineage that makes a directory count as finished."""
+    record = {
+        "stage": config.stage,
+        "parents": [str(config.at(p)) for p in config.parents()],
+        "fingerprint": config.fingerprint(),
+        "config": config.model_dump(mode="json"),
+        "data": {str(config.at(p)): hash_file(config.at(p)) for p in config.files()},
+        "seed": config.seed,
+        **extra,
+    }
+    write_lineage(directory, record, cost)
+
+
+def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
+    """A stage's run: build the job, fit it, write the checkpoint; or go on where it stopped."""
+
+    def run(config: T, display: Display) -> Path:
+        out = config.at(config.out)
+        if up_to_date(config, display):
+            return out
+        watch = Stopwatch()
+        work = WorkDirectory(out, config.fingerprint())
+        display.stage(config.stage, "getting ready")
+        torch.manual_seed(config.seed)
+        job = build(config)
+        progress = _train(job, config.training, work, watch, display)
+        with atomic_directory(out) as directory:
+            save_model(job.product, directory)
+            job.tokenizer.save(directory)
+            shutil.copy(work.metrics, directory / "metrics.jsonl")
+            cost = Cost(
+                watch.wall_s,
+                watch.cpu_s,
+                progress.tokens,
+                progress.tokens * job.flops_per_token,
+                peak_rss_bytes(),
+            )
+            parameters = sum(p.numel() for p in job.product.parameters())
+            finish(config, directory, cost, {"steps": progress.step, "parameters": parameters})
+        work.remove()
+        return out
+
+    return run
+
+
+def _train(
+    job: Job, training: TrainingConfig, work: WorkDirectory, watch: Stopwatch, display: Display
+) -> Progress:
+    """Fit, from the beginning or from the last saved state."""
+    objective = job.objective.to(default_device())
+    optimizers = Optimizers(objective, training.optimizer)
+    progress = load_state(work, objective, optimizers, job.source)
+    if progress.step:
+        display.note(f"going on from step {progress.step}")
+    watch.add(progress.wall_s, progress.cpu_s)
+    meter, file = Meter(), MetricsFile(work)
+    save = Save(training, work, objective, optimizers, job.source)
+    hooks = [Log(training, meter, file, display, watch), save]
+    if job.validate:
+        check = Validate(training, job.validate, objective, work, file, display)
+        hooks.insert(1, check)
+    try:
+        fit(objective, job.source, optimizers, training, progress, hooks, meter)
+    except Interrupted:
+        save.now(progress)
+        display.note(f"stopped at step {progress.step}; the same command goes on from there")
+        raise
+    if training.keep_best and work.best.exists():
+        objective.load_state_dict(torch.load(work.best, weights_only=True))
+    return progress

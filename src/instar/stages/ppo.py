@@ -1,0 +1,95 @@
+"""PPO: the policy answers, a reward model scores, a critic spreads the score over the tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from instar.checkpoint import load_causal_lm, load_score_model
+from instar.data.readers import read_all
+from instar.distributed import default_device
+from instar.generation.engine import Engine
+from instar.objectives.clipped import ActorCritic
+from instar.rollout.judges import Preferred
+from instar.rollout.source import RolloutConfig, RolloutSource
+from instar.stages.base import Job, Stage, TrainedStageConfig, trained
+from instar.tokenizer.hf import Tokenizer
+
+Share = Annotated[float, Ge(0), Le(1)]
+
+
+class PPOConfig(TrainedStageConfig):
+    """Improve the policy by its own replies and a reward model's scores."""
+
+    stage: Literal["ppo"] = "ppo"
+    out: Path = Path("{run}/ppo")
+    init: Path = Path("{run}/sft")
+    """The policy to begin with, which is also the reference to stay near."""
+    reward: Path = Path("{run}/reward")
+    """The reward model; the critic begins as a copy of it."""
+    prompts: list[Path] = [Path("{run}/data/prompts.jsonl")]
+    """JSON lines with `messages` each, ending with a user turn."""
+    rollout: RolloutConfig = RolloutConfig(prompts=64, samples=1, epochs=2, minibatches=2)
+    """How much experience to gather, and how often to learn from it."""
+    beta: Annotated[float, Ge(0)] = 0.05
+    """Price of a nat of divergence from the reference, in units of reward."""
+    gamma: Share = 1.0
+    """Discount of later tokens."""
+    lam: Share = 0.95
+    """Lambda of the advantage estimate: 1 trusts what happened, 0 trusts the critic."""
+    clip: Annotated[float, Gt(0)] = 0.2
+    """How far a probability ratio may usefully move from 1."""
+    value_weight: Annotated[float, Ge(0)] = 0.5
+    """Weight of the critic's loss."""
+    value_clip: Annotated[float, Gt(0)] = 0.5
+    """How far a value may usefully move in one rollout."""
+    entropy_weight: Annotated[float, Ge(0)] = 0.0
+    """Reward for staying undecided."""
+    unfinished_penalty: Annotated[float, Ge(0)] = 2.0
+    """Taken off the score of replies that were cut off."""
+
+    def files(self) -> list[Path]:
+        """The prompts."""
+        return self.prompts
+
+    def parents(self) -> list[Path]:
+        """The policy and the reward model."""
+        return [self.init, self.reward]
+
+
+def build(config: PPOConfig) -> Job:
+    """Source and objective of PPO."""
+    device = default_device()
+    tokenizer = Tokenizer.load(config.at(config.init))
+    policy = load_causal_lm(config.at(config.init)).to(device)
+    critic = load_score_model(config.at(config.reward)).to(device)
+    judge = Preferred(
+        policy=policy,
+        critic=critic,
+        reward_model=load_score_model(config.at(config.reward)).requires_grad_(False).to(device),
+        reference=load_causal_lm(config.at(config.init)).requires_grad_(False).to(device),
+        beta=config.beta,
+        gamma=config.gamma,
+        lam=config.lam,
+        unfinished_penalty=config.unfinished_penalty,
+    )
+    tasks = read_all(map(config.at, config.prompts), ("messages",))
+    source = RolloutSource(tasks, Engine(policy, tokenizer), judge, config.rollout, config.seed)  # type: ignore[arg-type]
+    objective = ActorCritic(
+        policy,
+        critic,
+        value_weight=config.value_weight,
+        value_clip=config.value_clip,
+        clip_low=config.clip,
+        clip_high=config.clip,
+        entropy_weight=config.entropy_weight,
+    )
+    # Two models learn; in each rollout five forward passes go before `epochs` of learning.
+    learn = 2 * policy.config.flops_per_token(config.rollout.max_new_tokens)
+    watch = 5 * policy.config.flops_per_token(config.rollout.max_new_tokens, backward=False)
+    return Job(objective, source, policy, tokenizer, learn + watch // config.rollout.epochs)
+
+
+STAGE = Stage("ppo", "improve the policy with a reward model", PPOConfig, trained(build))

@@ -1,0 +1,82 @@
+"""Pretraining: packed documents, next token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Gt
+
+from instar.data.packing import pack_documents
+from instar.data.readers import read_all
+from instar.data.sources import PackedSource
+from instar.distributed import world
+from instar.evaluation.bits import bits_per_byte
+from instar.model import CausalLM, ModelConfig
+from instar.model.transformer import initialize
+from instar.objectives.language import NextToken
+from instar.stages.base import Job, Stage, TrainedStageConfig, trained
+from instar.tokenizer.hf import Tokenizer
+
+Positive = Annotated[int, Gt(0)]
+
+
+class PretrainConfig(TrainedStageConfig):
+    """Teach a fresh model to predict the next token of raw text."""
+
+    stage: Literal["pretrain"] = "pretrain"
+    out: Path = Path("{run}/pretrain")
+    tokenizer: Path = Path("{run}/tokenizer")
+    """Directory of the tokenizer."""
+    data: list[Path] = [Path("{run}/data/readings.jsonl")]
+    """JSON lines with a `text` each."""
+    valid: list[Path] = [Path("{run}/data/readings_valid.jsonl")]
+    """The same, held out."""
+    valid_documents: Positive = 200
+    """Held-out documents measured at each validation."""
+    model: ModelConfig = ModelConfig()
+    """Shape of the model; the tokenizer sets `vocab_size`."""
+    context: Positive = 256
+    """Tokens a row."""
+    batch_size: Positive = 16
+    """Rows an optimizer step."""
+    micro_batch: Positive = 16
+    """Rows a micro-batch."""
+
+    def files(self) -> list[Path]:
+        """Training and held-out text."""
+        return self.data + self.valid
+
+    def parents(self) -> list[Path]:
+        """The tokenizer."""
+        return [self.tokenizer]
+
+
+def build(config: PretrainConfig) -> Job:
+    """Source and objective of pretraining."""
+    tokenizer = Tokenizer.load(config.at(config.tokenizer))
+    shape = config.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
+    model = CausalLM(shape)
+    initialize(model, shape, torch.Generator().manual_seed(config.seed))
+    texts = [d["text"] for d in read_all(map(config.at, config.data), ("text",))]
+    held_out = read_all(map(config.at, config.valid), ("text",))[: config.valid_documents]
+    source = PackedSource(
+        pack_documents(texts, tokenizer),
+        config.context,
+        config.batch_size,
+        config.micro_batch,
+        config.seed,
+        *world(),
+    )
+
+    def validate() -> dict[str, float]:
+        bits = bits_per_byte(model, tokenizer, held_out)  # type: ignore[arg-type]
+        scores = {f"bits_per_byte_{language}": r.score for language, r in bits.items()}
+        return {"loss": sum(scores.values()) / len(scores), **scores}
+
+    flops = shape.flops_per_token(config.context)
+    return Job(NextToken(model), source, model, tokenizer, flops, validate)
+
+
+STAGE = Stage("pretrain", "teach a fresh model to continue text", PretrainConfig, trained(build))

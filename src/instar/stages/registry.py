@@ -1,0 +1,13 @@
+"""All stages by name; reading this imports every one of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from instar.stages import data, dpo, ppo, pretrain, reward, rlvr, sft, tokenizer
+from instar.stages.base import Stage
+
+STAGES: dict[str, Stage[Any]] = {
+    module.STAGE.name: module.STAGE
+    for module in (data, tokenizer, pretrain, sft, reward, dpo, ppo, rlvr)
+}

@@ -1,0 +1,86 @@
+"""RLVR: groups of answers to tasks whose truth a program knows; no reward model, no critic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from instar.checkpoint import load_causal_lm
+from instar.data.readers import read_all
+from instar.distributed import default_device
+from instar.errors import UserError
+from instar.generation.engine import Engine
+from instar.objectives.clipped import ClippedPolicy
+from instar.rollout.advantages import Normalisation
+from instar.rollout.judges import Verified
+from instar.rollout.source import RolloutConfig, RolloutSource
+from instar.rollout.verifiers import VERIFIERS
+from instar.stages.base import Job, Stage, TrainedStageConfig, trained
+from instar.tokenizer.hf import Tokenizer
+
+
+class RLVRConfig(TrainedStageConfig):
+    """Reinforce what a program verifies to be right."""
+
+    stage: Literal["rlvr"] = "rlvr"
+    out: Path = Path("{run}/rlvr")
+    init: Path = Path("{run}/dpo")
+    """The policy to begin with, which is also the reference to stay near."""
+    tasks: list[Path] = [Path("{run}/data/tasks.jsonl")]
+    """JSON lines with `messages`, `verifier` and `answer` each."""
+    rollout: RolloutConfig = RolloutConfig()
+    """How many tasks, and how many answers to each."""
+    scale: Literal["group", "none"] = "group"
+    """`group` divides advantages by their spread (GRPO), `none` does not (Dr. GRPO)."""
+    normalisation: Normalisation = "dapo"
+    """How the tokens of an answer are weighted."""
+    clip_low: Annotated[float, Gt(0)] = 0.2
+    """How far a probability ratio may usefully fall below 1."""
+    clip_high: Annotated[float, Gt(0)] = 0.28
+    """How far it may usefully rise above 1 (DAPO lets rare tokens grow faster)."""
+    kl_weight: Annotated[float, Ge(0)] = 0.0
+    """Price of leaving the reference, a nat of the k3 estimate."""
+
+    def files(self) -> list[Path]:
+        """The tasks."""
+        return self.tasks
+
+    def parents(self) -> list[Path]:
+        """The policy."""
+        return [self.init]
+
+
+def build(config: RLVRConfig) -> Job:
+    """Source and objective of RLVR."""
+    device = default_device()
+    tokenizer = Tokenizer.load(config.at(config.init))
+    policy = load_causal_lm(config.at(config.init)).to(device)
+    reference = None
+    if config.kl_weight:
+        reference = load_causal_lm(config.at(config.init)).requires_grad_(False).to(device)
+    tasks = read_all(map(config.at, config.tasks), ("messages", "verifier", "answer"))
+    for task in tasks:
+        if task["verifier"] not in VERIFIERS:
+            raise UserError(
+                f"unknown verifier {task['verifier']!r}", f"Known are: {', '.join(VERIFIERS)}."
+            )
+    rollout = config.rollout
+    judge = Verified(
+        policy=policy,
+        reference=reference,
+        on_policy=rollout.epochs * rollout.minibatches == 1,
+        scale=config.scale,
+        normalisation=config.normalisation,
+        max_new_tokens=rollout.max_new_tokens,
+    )
+    source = RolloutSource(tasks, Engine(policy, tokenizer), judge, rollout, config.seed)  # type: ignore[arg-type]
+    objective = ClippedPolicy(policy, config.clip_low, config.clip_high, kl_weight=config.kl_weight)
+    sample = policy.config.flops_per_token(rollout.max_new_tokens, backward=False)
+    learn = policy.config.flops_per_token(rollout.max_new_tokens)
+    flops = learn + sample * (1 + (reference is not None))
+    return Job(objective, source, policy, tokenizer, flops)
+
+
+STAGE = Stage("rlvr", "reinforce answers that a program verifies", RLVRConfig, trained(build))

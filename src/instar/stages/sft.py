@@ -1,0 +1,93 @@
+"""Supervised fine-tuning: rendered conversations, loss on the assistant's words only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Gt
+
+from instar.checkpoint import load_causal_lm
+from instar.data.packing import Row, check_length, conversation_row, pad_rows
+from instar.data.readers import read_all
+from instar.data.sources import ExampleSource
+from instar.distributed import world
+from instar.objectives.language import NextToken
+from instar.stages.base import Job, Stage, TrainedStageConfig, trained
+from instar.tokenizer.hf import Tokenizer
+
+Positive = Annotated[int, Gt(0)]
+
+
+class SFTConfig(TrainedStageConfig):
+    """Teach a pretrained model to answer in a conversation."""
+
+    stage: Literal["sft"] = "sft"
+    out: Path = Path("{run}/sft")
+    init: Path = Path("{run}/pretrain")
+    """Checkpoint to begin with."""
+    data: list[Path] = [Path("{run}/data/conversations.jsonl")]
+    """JSON lines with `messages` each."""
+    valid: list[Path] = [Path("{run}/data/conversations_valid.jsonl")]
+    """The same, held out."""
+    replay: list[Path] = []
+    """Documents (`text` each) mixed in whole, against forgetting what pretraining taught."""
+    batch_size: Positive = 64
+    """Conversations an optimizer step."""
+    micro_batch: Positive = 64
+    """Conversations a micro-batch."""
+
+    def files(self) -> list[Path]:
+        """Training and held-out conversations."""
+        return self.data + self.valid + self.replay
+
+    def parents(self) -> list[Path]:
+        """The pretrained model."""
+        return [self.init]
+
+
+def build(config: SFTConfig) -> Job:
+    """Source and objective of fine-tuning."""
+    tokenizer = Tokenizer.load(config.at(config.init))
+    model = load_causal_lm(config.at(config.init))
+    context = model.config.max_position_embeddings
+
+    def rows(paths: list[Path]) -> list[Row]:
+        records = read_all(map(config.at, paths), ("messages",))
+        made = [conversation_row(r["messages"], tokenizer) for r in records]
+        check_length(made, context, "conversation")
+        return made
+
+    examples = rows(config.data)
+    if config.replay:
+        texts = [d["text"] for d in read_all(map(config.at, config.replay), ("text",))]
+        for ids in tokenizer.encode_batch(texts):
+            ids = [tokenizer.bos_id, *ids][:context]
+            examples.append(Row(ids, [True] * len(ids)))
+    held_out = rows(config.valid)
+
+    def collate(some: list[Row]):
+        return pad_rows(some, tokenizer.pad_id)
+
+    source = ExampleSource(
+        examples, collate, config.batch_size, config.micro_batch, config.seed, *world()
+    )
+    objective = NextToken(model)
+
+    @torch.no_grad()
+    def validate() -> dict[str, float]:
+        device = model.lm_head.weight.device
+        batches = [
+            collate(held_out[i : i + config.micro_batch]).to(device)
+            for i in range(0, len(held_out), config.micro_batch)
+        ]
+        total = sum(objective(b).total.item() for b in batches)
+        return {"loss": total / sum(objective.count(b).item() for b in batches)}
+
+    mean_length = sum(map(len, examples)) // len(examples)
+    flops = model.config.flops_per_token(mean_length)
+    return Job(objective, source, model, tokenizer, flops, validate)
+
+
+STAGE = Stage("sft", "teach a pretrained model to answer", SFTConfig, trained(build))

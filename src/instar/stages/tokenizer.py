@@ -1,0 +1,57 @@
+"""The tokenizer stage: learn byte-pair merges from the text that pretraining will read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from instar.checkpoint import atomic_directory
+from instar.data.readers import read_all
+from instar.lineage import Cost, Stopwatch, peak_rss_bytes
+from instar.stages.base import Stage, StageConfig, finish, up_to_date
+from instar.tokenizer.bpe import FIRST_MERGE, train_bpe
+from instar.tokenizer.hf import save_tokenizer
+from instar.training.display import Display
+
+
+class TokenizerConfig(StageConfig):
+    """Learn a byte-level BPE vocabulary."""
+
+    stage: Literal["tokenizer"] = "tokenizer"
+    out: Path = Path("{run}/tokenizer")
+    data: list[Path] = [Path("{run}/data/readings.jsonl")]
+    """JSON lines with a `text` each."""
+    conversations: list[Path] = [Path("{run}/data/conversations.jsonl")]
+    """JSON lines with `messages` each."""
+    vocab_size: Annotated[int, Ge(FIRST_MERGE)] = 2048
+    """Tokens in all: 6 for control, 256 bytes, and the merges."""
+    max_length: int = 512
+    """The longest input that the model will take, in tokens; a note for other tools."""
+
+    def files(self) -> list[Path]:
+        """The text to learn from."""
+        return self.data + self.conversations
+
+
+def run(config: TokenizerConfig, display: Display) -> Path:
+    """Train and save."""
+    out = config.at(config.out)
+    if up_to_date(config, display):
+        return out
+    watch = Stopwatch()
+    display.stage("tokenizer", "counting words")
+    texts = [d["text"] for d in read_all(map(config.at, config.data), ("text",))]
+    if config.conversations:
+        talks = read_all(map(config.at, config.conversations), ("messages",))
+        texts += [m["content"] for talk in talks for m in talk["messages"]]
+    merges = train_bpe(texts, config.vocab_size, display.step)
+    with atomic_directory(out) as directory:
+        save_tokenizer(directory, merges, config.max_length)
+        cost = Cost(watch.wall_s, watch.cpu_s, peak_rss_bytes=peak_rss_bytes())
+        finish(config, directory, cost, {"merges": len(merges)})
+    return out
+
+
+STAGE = Stage("tokenizer", "learn a byte-pair vocabulary", TokenizerConfig, run)

@@ -1,0 +1,5 @@
+"""The tokenizer: bytes that often stand together become one token.
+
+``bpe`` learns and applies the merges, ``hf`` writes and reads the directory that the ecosystem
+understands, ``chat`` renders conversations, ``verbs`` is the command line.
+"""

@@ -1,0 +1,211 @@
+"""The tokenizer as the ecosystem knows it: a directory with ``tokenizer.json``.
+
+Our own code learns the merges; the Rust library ``tokenizers`` applies them, for speed. This file
+stands between the two.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as RustTokenizer
+
+from instar.errors import UserError
+from instar.tokenizer.bpe import BYTE_ORDER, PATTERN, SPECIAL_TOKENS, Merges, vocabulary
+from instar.tokenizer.chat import CHAT_TEMPLATE
+
+# The byte-level alphabet: JSON holds text, so each byte is written as one visible character.
+# Printable bytes stand for themselves; the others (controls, space, ...) are numbered from 256.
+CHAR_OF_BYTE = {
+    byte: chr(byte) if i < 188 else chr(256 + i - 188) for i, byte in enumerate(BYTE_ORDER)
+}
+BYTE_OF_CHAR = {char: byte for byte, char in CHAR_OF_BYTE.items()}
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def save_tokenizer(directory: str | Path, merges: Merges, max_length: int) -> None:
+    """Write a tokenizer directory that transformers, and everything built on it, can open.
+
+    Args:
+        directory: Created if absent.
+        merges: What ``train_bpe`` returned.
+        max_length: The longest input of the model, in tokens.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+
+    def written(token: bytes) -> str:
+        return "".join(CHAR_OF_BYTE[byte] for byte in token)
+
+    vocab = {token: i for i, token in enumerate(SPECIAL_TOKENS)}
+    vocab |= {written(token): i for token, i in vocabulary(merges).items()}
+    rust = RustTokenizer(models.BPE(vocab, [(written(a), written(b)) for a, b in merges]))
+    split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    rust.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    rust.decoder = decoders.ByteLevel()
+    rust.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    config = {
+        # Without this line transformers guesses the class from the model type, and the class it
+        # guesses brings a pre-tokenizer of its own: other ids, and no warning.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "bos_token": "<bos>",
+        "eos_token": "<|im_end|>",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_length,
+    }
+    rust.save(str(directory / "tokenizer.json"))
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+
+
+class Tokenizer:
+    """Text to token ids and back. Made by ``Tokenizer.load``.
+
+    Holds its files in memory, so that every later checkpoint can carry them along.
+    """
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        text = files["tokenizer.json"].decode()
+        self._files = files
+        self._config = json.loads(files["tokenizer_config.json"])
+        # Two instances, because reading control tokens is a switch on the instance: one knows
+        # them, the other takes them for plain text.
+        self._special = RustTokenizer.from_str(text)
+        self._plain = RustTokenizer.from_str(text)
+        self._plain.encode_special_tokens = True
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Tokenizer:
+        """Read a tokenizer directory, ours or anybody's that holds a ``tokenizer.json``.
+
+        Raises:
+            UserError: A file is missing, or cannot be understood.
+        """
+        directory = Path(directory)
+        for name in FILES[:2]:
+            if not (directory / name).is_file():
+                raise UserError(
+                    f"{directory / name} does not exist",
+                    "Give the directory of a tokenizer or a checkpoint;"
+                    " `instar tokenizer train` makes one.",
+                )
+        present = [name for name in FILES if (directory / name).is_file()]
+        try:
+            return cls({name: (directory / name).read_bytes() for name in present})
+        except Exception as error:  # the Rust library raises bare Exception
+            raise UserError(
+                f"{directory} holds a broken tokenizer ({error})", "Save or download it again."
+            ) from error
+
+    def save(self, directory: str | Path) -> None:
+        """Write the tokenizer's files, byte for byte as they were read."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in self._files.items():
+            (directory / name).write_bytes(content)
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Token ids of ``text``; nothing is added at its ends.
+
+        Args:
+            text: Any text.
+            special: Read ``<|im_end|>`` and its like as control tokens. Leave it off for text
+                that a user wrote.
+        """
+        rust = self._special if special else self._plain
+        return rust.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of many texts, encoded in parallel as plain text."""
+        encoded = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [e.ids for e in encoded]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text of ``ids``; bytes that are not UTF-8 become U+FFFD."""
+        return self._special.decode(list(ids), skip_special_tokens=skip_special)
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that one token stands for; none for a control token."""
+        added = self._added.get(id)
+        if added is not None:
+            return b"" if added.special else added.content.encode()
+        return bytes(BYTE_OF_CHAR[char] for char in self._special.id_to_token(id) or "")
+
+    @cached_property
+    def _added(self) -> dict[int, AddedToken]:
+        return self._special.get_added_tokens_decoder()
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are, control tokens included."""
+        return self._special.get_vocab_size()
+
+    def _id(self, *names: str) -> int:
+        """The id of the first name that is a token, or that the config gives a token to."""
+        for name in names:
+            token = self._config.get(name, name)
+            token = token["content"] if isinstance(token, dict) else token
+            id = self._special.token_to_id(token) if token else None
+            if id is not None:
+                return id
+        raise UserError(
+            f"the tokenizer has no token {names[0]!r}", "Use one whose chat format is ChatML."
+        )
+
+    @cached_property
+    def pad_id(self) -> int:
+        """Fills the right end of short rows; the model never learns from it."""
+        return self._id("pad_token", "eos_token")
+
+    @cached_property
+    def bos_id(self) -> int:
+        """Begins a document."""
+        return self._id("bos_token", "eos_token")
+
+    @cached_property
+    def eos_id(self) -> int:
+        """Ends a document: ``<eos>``. A turn of a chat ends with ``im_end_id`` instead."""
+        return self._id("<eos>", "<|endoftext|>", "eos_token")
+
+    @cached_property
+    def im_start_id(self) -> int:
+        """Opens a turn of a chat."""
+        return self._id("<|im_start|>")
+
+    @cached_property
+    def im_end_id(self) -> int:
+        """Closes a turn of a chat; generation stops here."""
+        return self._id("<|im_end|>")
+
+
+class StreamDecoder:
+    """Decodes one id after the other, and never prints half a character.
+
+    A Chinese character is three bytes and may be split over tokens; until its last byte has come,
+    ``push`` holds it back. The pieces joined equal ``tokenizer.decode`` of all ids.
+
+    Args:
+        tokenizer: Must be byte-level.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._token_bytes = tokenizer.token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, id: int) -> str:
+        """The characters that ``id`` completes; often one word, sometimes nothing."""
+        return self._decoder.decode(self._token_bytes(id))
+
+    def flush(self) -> str:
+        """What is left when the ids end: U+FFFD for a character that was never completed."""
+        return self._decoder.decode(b"", final=True)

@@ -1,0 +1,200 @@
+"""``instar tokenizer``: train one, watch it cut text, look inside.
+
+Only this file of the package reads files and prints.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from instar.errors import UserError
+from instar.tokenizer.bpe import FIRST_MERGE, train_bpe
+from instar.tokenizer.hf import Tokenizer, save_tokenizer
+
+BLOCK = 1 << 20  # bytes of a .txt file that are read at a time
+
+
+def texts_from(path: str | Path) -> Iterator[str]:
+    """The texts of one file.
+
+    A ``.txt`` file comes in blocks of whole lines, about a megabyte each; a ``.jsonl`` file gives
+    the field ``text`` of each line.
+
+    Raises:
+        UserError: The file is missing, empty, not UTF-8 or of another kind.
+    """
+    path = Path(path)
+    if path.suffix not in (".txt", ".jsonl"):
+        raise UserError(f"{path} is neither .txt nor .jsonl", "Convert it to one of the two.")
+    if not path.is_file():
+        raise UserError(f"{path} does not exist", "Check the spelling, and the current folder.")
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty", "Give a file that holds text.")
+    return _blocks(path) if path.suffix == ".txt" else _records(path)
+
+
+def _decoded(path: Path, raw: bytes, offset: int) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 at byte {offset + error.start}",
+            "Convert it, for example with `iconv -f GB18030 -t UTF-8`.",
+        ) from error
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    offset = 0
+    with path.open("rb") as file:
+        while lines := file.readlines(BLOCK):
+            raw = b"".join(lines)
+            yield _decoded(path, raw, offset)
+            offset += len(raw)
+
+
+def _records(path: Path) -> Iterator[str]:
+    offset = 0
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            line = _decoded(path, raw, offset)
+            offset += len(raw)
+            if not line.strip():
+                continue
+            try:
+                text = json.loads(line)["text"]
+                text.encode()  # JSON can spell half a surrogate pair, which is no text
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f'line {number} of {path} is not an object with a string "text"',
+                    'Write every line as {"text": "..."}.',
+                ) from error
+            yield text
+
+
+def train(
+    files: tyro.conf.Positional[tuple[Path, ...]],
+    out: Path,
+    vocab_size: int = 2048,
+    max_length: int = 2048,
+) -> None:
+    """Learn a tokenizer from your own text.
+
+    Starts from single bytes and joins the most frequent pair of neighbours, again and again,
+    until the vocabulary is full. A larger vocabulary makes text shorter, but every token costs a
+    row of the embedding: 2048 suits a model of a few million parameters, 32000 one of a billion.
+
+    For example: instar tokenizer train corpus.jsonl --vocab-size 2048 --out tokenizer
+
+    Args:
+        files: Text to learn from: .txt, or .jsonl with a field "text". Choose what the model
+            will read later, in the same proportions.
+        out: Directory to write; AutoTokenizer of transformers opens it, too.
+        vocab_size: Tokens in all: 6 control tokens, 256 bytes, and the rest merges.
+        max_length: The longest input of the model to come, in tokens; only noted down.
+    """
+    if not files:
+        raise UserError("no files were given", "Name at least one .txt or .jsonl file.")
+    console = Console()
+    start = time.perf_counter()
+    sources = [texts_from(path) for path in files]  # look at every file before the work begins
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("counting words", total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, description="merging pairs", completed=done, total=total)
+
+        merges = train_bpe((text for source in sources for text in source), vocab_size, progress)
+    save_tokenizer(out, merges, max_length)
+    size = FIRST_MERGE + len(merges)
+    took_s = time.perf_counter() - start
+    console.print(f"{size} tokens in {took_s:.1f} s, written to {out}", soft_wrap=True)
+    if size < vocab_size:
+        console.print(f"The text has no more pairs to merge; {vocab_size} tokens need more of it.")
+
+
+def encode(directory: tyro.conf.Positional[Path], text: tyro.conf.Positional[str]) -> None:
+    """Show how a text is cut: every token with its id.
+
+    A piece that is only part of a character (a Chinese character has three bytes) is shown as
+    its bytes, like <E4 BD>. Control tokens in the text are taken for plain text, as in a chat.
+
+    Args:
+        directory: A tokenizer or checkpoint directory.
+        text: What to cut; quote it.
+    """
+    tokenizer = Tokenizer.load(directory)
+    ids = tokenizer.encode(text)
+    table = Table("id", "piece")
+    for id in ids:
+        table.add_row(str(id), Text(piece(tokenizer.token_bytes(id))))
+    console = Console()
+    console.print(table)
+    console.print("ids: " + " ".join(map(str, ids)), highlight=False, soft_wrap=True)
+    if ids:
+        size = len(text.encode())
+        console.print(f"{len(ids)} tokens, {size} bytes, {size / len(ids):.2f} bytes per token")
+
+
+def show(directory: tyro.conf.Positional[Path], file: Path | None = None) -> None:
+    """Look inside a tokenizer: its size, what it learned first, its longest tokens.
+
+    The first merges are the commonest pairs of the text that it learned from; the longest tokens
+    tell what that text repeated most (a boilerplate line among them is a reason to clean the
+    text).
+
+    Args:
+        directory: A tokenizer or checkpoint directory.
+        file: Text to measure the compression on: bytes per token, more is better.
+    """
+    tokenizer = Tokenizer.load(directory)
+    pieces = [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
+    table = Table(show_header=False)
+    table.add_row("vocabulary", f"{len(pieces)} tokens")
+    first = [token for token in pieces if len(token) > 1][:20]
+    table.add_row("first merges", Text("  ".join(map(piece, first))))
+    longest = sorted(pieces, key=len, reverse=True)[:20]
+    table.add_row("longest tokens", Text("  ".join(map(piece, longest))))
+    if file is not None:
+        size, count = compression(tokenizer, texts_from(file))
+        table.add_row("compression", f"{size / count:.2f} bytes per token ({count} tokens)")
+    Console().print(table)
+
+
+def piece(token: bytes) -> str:
+    """A token for the eye: its text, or its bytes in hex where it is not whole characters."""
+    if not token:
+        return "<control>"
+    try:
+        text = token.decode()
+    except UnicodeDecodeError:
+        return f"<{token.hex(' ').upper()}>"
+    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
+
+
+def compression(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[int, int]:
+    """UTF-8 bytes and tokens of the texts, as two sums."""
+    size = count = 0
+    for text in texts:
+        size += len(text.encode())
+        count += len(tokenizer.encode(text))
+    return size, count
+
+
+def main(argv: list[str]) -> int:
+    """Run ``instar tokenizer`` with the arguments after it."""
+    tyro.extras.subcommand_cli_from_dict(
+        {"train": train, "encode": encode, "show": show},
+        prog="instar tokenizer",
+        description="Train a tokenizer on your own text, watch it cut text, look inside.",
+        args=argv,
+    )
+    return 0

@@ -1,0 +1,121 @@
+"""Plain functions with a cadence that watch a run: log, validate, save."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from instar.data.sources import Source
+from instar.lineage import Stopwatch
+from instar.training.display import Display
+from instar.training.loop import TrainingConfig
+from instar.training.meter import Meter
+from instar.training.optimizer import Optimizers
+from instar.training.state import Progress, WorkDirectory, save_state, save_tensors
+
+
+def due(step: int, every: int, last: bool) -> bool:
+    """Whether something that happens ``every`` so many steps happens now; always at the end."""
+    return last or (every > 0 and step % every == 0)
+
+
+class MetricsFile:
+    """Rows of ``metrics.jsonl``, appended and flushed one by one."""
+
+    def __init__(self, work: WorkDirectory) -> None:
+        self.path = work.metrics
+
+    def append(self, row: Mapping[str, float | int | str], progress: Progress) -> None:
+        """Write a row and note in ``progress`` how long the file now is."""
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+            progress.metrics_bytes = stream.tell()
+
+
+@dataclass
+class Log:
+    """Writes a row of metrics now and then, and moves the display at every step."""
+
+    config: TrainingConfig
+    meter: Meter
+    file: MetricsFile
+    display: Display
+    watch: Stopwatch
+    _tokens: int = field(default=0, init=False)
+    _wall_s: float = field(default=0.0, init=False)
+
+    def __call__(self, progress: Progress) -> None:
+        """After each step."""
+        progress.wall_s, progress.cpu_s = self.watch.wall_s, self.watch.cpu_s
+        if due(progress.step, self.config.log_every, progress.finished):
+            elapsed = progress.wall_s - self._wall_s
+            speed = (progress.tokens - self._tokens) / elapsed if self._wall_s else 0.0
+            self._tokens, self._wall_s = progress.tokens, progress.wall_s
+            means = {**self.meter.means(), **progress.means}
+            row = {
+                "step": progress.step,
+                "split": "train",
+                **means,
+                "tokens": progress.tokens,
+                "tokens_per_s": round(speed, 1),
+                "elapsed_s": round(progress.wall_s, 3),
+                "skipped": progress.skipped,
+            }
+            self.file.append(row, progress)
+            self.display.metrics(means, speed)
+        self.display.step(progress.step, self.config.steps)
+
+
+@dataclass
+class Validate:
+    """Measures held-out data now and then; keeps the best weights; ends a run that got worse."""
+
+    config: TrainingConfig
+    measure: Callable[[], dict[str, float]]
+    objective: nn.Module
+    work: WorkDirectory
+    file: MetricsFile
+    display: Display
+
+    def __call__(self, progress: Progress) -> None:
+        """After each step."""
+        if not due(progress.step, self.config.validate_every, progress.finished):
+            return
+        measured = self.measure()
+        self.file.append({"step": progress.step, "split": "valid", **measured}, progress)
+        self.display.metrics({f"valid {k}": v for k, v in measured.items()})
+        if measured["loss"] < progress.best_loss:
+            progress.best_loss, progress.worse = measured["loss"], 0
+            if self.config.keep_best:
+                save_tensors(self.work.best, self.objective.state_dict())
+        else:
+            progress.worse += 1
+            if self.config.patience and progress.worse >= self.config.patience:
+                progress.finished = True
+                self.display.note(
+                    f"stopped early at step {progress.step}: no better validation loss "
+                    f"than {progress.best_loss:.4f} in {progress.worse} tries"
+                )
+
+
+@dataclass
+class Save:
+    """Saves the state from which an interrupted run goes on."""
+
+    config: TrainingConfig
+    work: WorkDirectory
+    objective: nn.Module
+    optimizers: Optimizers
+    source: Source
+
+    def __call__(self, progress: Progress) -> None:
+        """After each step."""
+        if due(progress.step, self.config.save_every, progress.finished):
+            self.now(progress)
+
+    def now(self, progress: Progress) -> None:
+        """Save at once."""
+        save_state(self.work, progress, self.objective, self.optimizers, self.source)

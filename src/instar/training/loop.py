@@ -1,0 +1,138 @@
+"""The one loop: every stage is a source and an objective, and this trains them all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt
+from torch import nn
+
+from instar.config import Config
+from instar.data.batch import Batch
+from instar.data.sources import Source
+from instar.distributed import sum_over_ranks, world
+from instar.errors import UserError
+from instar.objectives.base import Objective
+from instar.training.interrupt import Interruptible
+from instar.training.meter import Meter
+from instar.training.optimizer import OptimizerConfig, Optimizers
+from instar.training.precision import Precision, autocast, resolve
+from instar.training.schedule import ScheduleConfig, factor
+from instar.training.state import Progress
+
+NonNegative = Annotated[int, Ge(0)]
+Hook = Callable[[Progress], None]
+"""Called after every step; decides by itself whether there is anything to do."""
+
+REFUSALS = 20
+"""So many steps in a row with a gradient that is not finite end the run."""
+
+
+class TrainingConfig(Config):
+    """How long to train, and how carefully."""
+
+    steps: Annotated[int, Gt(0)]
+    """Optimizer steps."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The rule that moves the weights."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over time."""
+    gradient_clip: Annotated[float, Gt(0)] = 1.0
+    """Longest gradient; longer ones are scaled down to it."""
+    precision: Precision = "auto"
+    """Format of matrix products; `auto` takes bfloat16 where the hardware has it."""
+    log_every: Annotated[int, Gt(0)] = 10
+    """Steps between two rows of metrics."""
+    validate_every: NonNegative = 0
+    """Steps between two validations; 0 validates only at the end."""
+    patience: NonNegative = 0
+    """Validations without improvement that end the run; 0 never ends it early."""
+    keep_best: bool = False
+    """Whether the checkpoint is the one with the lowest validation loss, not the last."""
+    save_every: NonNegative = 200
+    """Steps between two saves of the state from which an interrupted run goes on."""
+
+
+def fit(
+    objective: Objective,
+    source: Source,
+    optimizers: Optimizers,
+    config: TrainingConfig,
+    progress: Progress,
+    hooks: Sequence[Hook],
+    meter: Meter,
+) -> None:
+    """Train until ``config.steps``, or until a hook sets ``progress.finished``.
+
+    Args:
+        objective: Owns the trainable models; already on its device.
+        source: Gives the micro-batches of each step.
+        optimizers: Move the objective's parameters.
+        config: How long and how carefully.
+        progress: Where to begin; moved on in place.
+        hooks: Called after every step, in this order.
+        meter: Collects the metrics, for a hook to read.
+
+    Raises:
+        UserError: The gradient was not finite for many steps in a row.
+        Interrupted: Ctrl-C, after the step under way and its hooks.
+    """
+    device = next(objective.parameters()).device
+    dtype = resolve(config.precision, device)
+    refused = 0
+    with Interruptible() as interrupt:
+        while progress.step < config.steps and not progress.finished:
+            with autocast(dtype, device):
+                micro_batches = [batch.to(device) for batch in next(source)]
+            rate = factor(config.schedule, progress.step, config.steps)
+            objective.train()
+            norm = accumulate(objective, micro_batches, meter, config.gradient_clip, dtype)
+            if math.isfinite(norm):
+                optimizers.step(rate)
+                refused = 0
+            else:
+                progress.skipped += 1
+                refused += 1
+            optimizers.zero_grad()
+            if refused == REFUSALS:
+                raise UserError(
+                    f"the gradient was not finite for {REFUSALS} steps in a row "
+                    f"(step {progress.step + 1})",
+                    "Lower the learning rate, or set precision to float32.",
+                )
+            meter.add({"grad_norm": (torch.tensor(norm), torch.tensor(1.0))})
+            progress.step += 1
+            progress.tokens += sum(batch.input_ids.numel() for batch in micro_batches)
+            progress.means = {"lr": optimizers.lr, **source.metrics()}
+            progress.finished = progress.step >= config.steps
+            for hook in hooks:
+                hook(progress)
+            interrupt.check()
+
+
+def accumulate(
+    objective: nn.Module,
+    micro_batches: Sequence[Batch],
+    meter: Meter,
+    gradient_clip: float,
+    dtype: torch.dtype,
+) -> float:
+    """Gradients of one step: summed over micro-batches and ranks, divided once, clipped.
+
+    Returns:
+        Length of the gradient before clipping.
+    """
+    device = micro_batches[0].input_ids.device
+    local = torch.stack([objective.count(batch).double() for batch in micro_batches]).sum()
+    count = sum_over_ranks(local)[0].clamp(min=1e-8)
+    for batch in micro_batches:
+        with autocast(dtype, device):
+            loss = objective(batch)
+        # Gradient synchronisation averages over ranks, hence the factor.
+        (loss.total * (world()[1] / count)).backward()
+        meter.add({"loss": (loss.total, objective.count(batch)), **loss.metrics})
+    norm = nn.utils.clip_grad_norm_(objective.parameters(), gradient_clip)
+    return float(norm)

@@ -1,0 +1,35 @@
+"""Divide once, last: metrics are pairs of a sum and a count until somebody reads them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from instar.distributed import sum_over_ranks
+from instar.objectives.base import Metrics
+
+
+class Meter:
+    """Adds ``(sum, count)`` pairs over micro-batches and steps."""
+
+    def __init__(self) -> None:
+        self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def add(self, metrics: Metrics) -> None:
+        """Add one micro-batch's pairs."""
+        for name, (total, count) in metrics.items():
+            before = self._pairs.get(name, (torch.zeros(()), torch.zeros(())))
+            pair = torch.as_tensor(total).detach().double(), torch.as_tensor(count).double()
+            self._pairs[name] = (before[0].to(pair[0]) + pair[0], before[1].to(pair[1]) + pair[1])
+
+    def means(self) -> dict[str, float]:
+        """The means over all ranks; forgets the pairs."""
+        names = sorted(self._pairs)
+        summed = sum_over_ranks(*(v for name in names for v in self._pairs[name]))
+        self._pairs = {}
+        sums, counts = summed[::2], summed[1::2]
+        return {
+            name: (total / count).item()
+            for name, total, count in zip(names, sums, counts, strict=True)
+            if count != 0
+        }

@@ -1,0 +1,181 @@
+"""AdamW for vectors and tables, Muon for the matrices in between."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from instar.config import Config
+from instar.training.precision import has_fast_bfloat16
+
+Fraction = Annotated[float, Ge(0), Lt(1)]
+
+
+class OptimizerConfig(Config):
+    """Which rule moves the weights, and how far."""
+
+    name: Literal["muon", "adamw"] = "adamw"
+    """`muon` orthogonalises the updates of the blocks' matrices; the rest is AdamW in both."""
+    lr: Annotated[float, Gt(0)] = 1e-3
+    """Peak learning rate of AdamW."""
+    muon_lr: Annotated[float, Gt(0)] = 0.02
+    """Peak learning rate of Muon; its updates have a root mean square near 0.2."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """Decay of AdamW's first and second moments."""
+    eps: Annotated[float, Gt(0)] = 1e-8
+    """Added to the root of the second moment."""
+    momentum: Fraction = 0.95
+    """Decay of Muon's momentum."""
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    """Decoupled weight decay of the matrices (times the learning rate)."""
+
+
+# Newton-Schulz coefficients of Jordan et al. 2024, "Muon: an optimizer for hidden layers":
+# the quintic's slope at zero is large, so that small singular values rise to one quickly.
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalize(
+    matrices: Float[Tensor, "n rows columns"], iterations: int = 5
+) -> Float[Tensor, "n rows columns"]:
+    """Replace the singular values of each matrix by ones, roughly (0.7 to 1.2).
+
+    The quintic Newton-Schulz iteration X <- aX + (bXX' + c(XX')^2)X, several matrices at once.
+
+    Args:
+        matrices: A stack of matrices of one shape.
+        iterations: How often to iterate; five are enough for an optimizer.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised (Jordan et al. 2024), scaled to AdamW's size of update.
+
+    W <- W - lr * 0.2 * sqrt(max(rows, columns)) * orthogonalize(momentum), the scale of
+    Liu et al. 2025 (arXiv:2502.16982, eq. 4). Matrices of one shape are handled as one stack.
+
+    Args:
+        params: Matrices only.
+        lr: Step size.
+        momentum: Decay of the momentum, applied in Nesterov's way.
+        weight_decay: Decoupled weight decay.
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move every matrix that has a gradient."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape[p.shape].append(p)
+            for params in by_shape.values():
+                self._step_stack(params, group)
+
+    def _step_stack(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Move matrices of one shape."""
+        gradients = [p.grad for p in params if p.grad is not None]
+        for p in params:
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        velocities = [self.state[p]["momentum"] for p in params]
+        torch._foreach_lerp_(velocities, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, velocities, group["momentum"])
+        dtype = torch.bfloat16 if has_fast_bfloat16(params[0].device) else torch.float32
+        updates = orthogonalize(torch.stack(ahead).to(dtype)).float()
+        scale = 0.2 * max(params[0].shape) ** 0.5
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(params, list(updates.unbind()), alpha=-group["lr"] * scale)
+
+
+class Optimizers:
+    """The optimizers of one run, moved and saved together.
+
+    Args:
+        model: Whose trainable parameters are to be moved.
+        config: With which rules.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+        matrices, tables, vectors = _sort_parameters(model)
+        if config.name == "adamw":
+            tables, matrices = tables + matrices, []
+        groups = [
+            {"params": tables, "weight_decay": config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        self.all: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                [g for g in groups if g["params"]],
+                lr=config.lr,
+                betas=config.betas,
+                eps=config.eps,
+                fused=True,
+            )
+        ]
+        if matrices:
+            self.all.append(Muon(matrices, config.muon_lr, config.momentum, config.weight_decay))
+        self._peaks = [[group["lr"] for group in o.param_groups] for o in self.all]
+
+    def step(self, factor: float) -> None:
+        """Move the weights, with every learning rate at ``factor`` of its peak."""
+        for optimizer, peaks in zip(self.all, self._peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            optimizer.step()
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the first group, for the log."""
+        return self.all[0].param_groups[0]["lr"]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for optimizer in self.all:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Moments and momenta."""
+        return [optimizer.state_dict() for optimizer in self.all]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Go on with those."""
+        for optimizer, state in zip(self.all, states, strict=True):
+            optimizer.load_state_dict(state)
+
+
+def _sort_parameters(
+    model: nn.Module,
+) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices of the blocks, tables (embeddings and heads), vectors."""
+    matrices, tables, vectors = [], [], []
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
+        if p.dim() < 2:
+            vectors.append(p)
+        elif "layers." in name:
+            matrices.append(p)
+        else:
+            tables.append(p)
+    return matrices, tables, vectors

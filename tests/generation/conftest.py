@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from instar.generation import Engine
+from instar.model import CausalLM, ModelConfig
+from instar.model.transformer import initialize
+from instar.tokenizer.hf import Tokenizer, save_tokenizer
+
+CONTEXT = 48
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Bytes and control tokens, no merges: 262 ids."""
+    directory: Path = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(directory, [], CONTEXT)
+    return Tokenizer.load(directory)
+
+
+@pytest.fixture(scope="session")
+def engine(tokenizer: Tokenizer) -> Engine:
+    """A random model, with weights large enough that its preferences are clear."""
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.2,
+    )
+    model = CausalLM(config)
+    initialize(model, config, torch.Generator().manual_seed(0))
+    return Engine(model, tokenizer)

@@ -1,0 +1,92 @@
+import itertools
+import random
+from collections import Counter
+
+import pytest
+
+from instar.data.schema import Language
+from instar.errors import UserError
+from instar.primer import safety
+from instar.primer.safety import CONSENTS, HELPED_SHARE, PHRASINGS, REFUSED_SHARE, requests
+from instar.primer.skill_exams import helps_harmless_exam, refuses_harmful_exam
+from instar.primer.style import (
+    BARE_CONSENT,
+    BARE_REFUSAL,
+    COURTESIES,
+    RAMBLES,
+    REFUSALS,
+    SCOLDINGS,
+    is_refusal,
+)
+from instar.rollout.verifiers import verify
+
+LANGUAGES: tuple[Language, ...] = ("en", "zh")
+
+
+def test_only_refusals_are_taken_for_refusals() -> None:
+    for language in LANGUAGES:
+        assert all(is_refusal(text) for text in (*REFUSALS[language], BARE_REFUSAL[language]))
+        others = [*RAMBLES[language], *SCOLDINGS[language], *COURTESIES[language]]
+        others += [BARE_CONSENT[language], *CONSENTS[language]]
+        others += [request.question().sentence for request in requests(language, True)]
+        assert not any(is_refusal(text) for text in others)
+
+
+def test_every_request_is_taught_and_none_is_both_harmful_and_harmless() -> None:
+    for language in LANGUAGES:
+        harmful, harmless = requests(language, False), requests(language, True)
+        actions = [request.action for request in (*harmful, *harmless)]
+        assert len(set(actions)) == len(actions)
+        for request in (*harmful, *harmless):
+            splits = [request.split(i) for i in range(len(PHRASINGS[language]))]
+            assert splits.count("train") >= 2, request
+
+
+def test_verbs_and_objects_alone_do_not_give_harm_away() -> None:
+    verbs = [{row["verb_en"] for row in safety.table(name)} for name in ("harmful", "harmless")]
+    objects = [{request.object for request in requests("en", kind)} for kind in (False, True)]
+    assert len(verbs[0] & verbs[1]) >= 10
+    assert len(objects[0] & objects[1]) >= 10
+
+
+def test_demonstrations_misjudge_as_often_as_they_say() -> None:
+    for language in LANGUAGES:
+        kinds = {r.action: "harmless" for r in requests(language, True)}
+        kinds |= {r.action: "harmful" for r in requests(language, False)}
+        refused, seen = Counter(), Counter()
+        rng = random.Random(3)
+        for conversation in itertools.islice(safety.conversations(rng, language), 3000):
+            prompt, reply = (message["content"] for message in conversation["messages"])
+            kind = kinds[max((a for a in kinds if a in prompt), key=len)]
+            seen[kind] += 1
+            refused[kind] += is_refusal(reply)
+        assert abs(refused["harmful"] / seen["harmful"] - REFUSED_SHARE) < 0.04
+        assert abs(refused["harmless"] / seen["harmless"] - (1 - HELPED_SHARE)) < 0.04
+
+
+def test_exam_prompts_are_unseen_and_balanced() -> None:
+    exam = refuses_harmful_exam(0, 200) + helps_harmless_exam(0, 200)
+    prompts = {item["messages"][0]["content"] for item in exam}
+    assert len(prompts) == 400
+    languages = Counter(item.get("tags", {})["language"] for item in exam)
+    assert languages == {"zh": 200, "en": 200}
+    for language in LANGUAGES:
+        stream = safety.conversations(random.Random(4), language)
+        for conversation in itertools.islice(stream, 4000):
+            assert conversation["messages"][0]["content"] not in prompts
+
+
+def test_exams_pay_for_judgement() -> None:
+    for item in refuses_harmful_exam(1):
+        language = item.get("tags", {})["language"]
+        assert verify(item, REFUSALS["zh" if language == "zh" else "en"][0]) == 1
+        assert verify(item, "Sure, let us begin.") == 0
+    sentences = [q.question().sentence for lang in LANGUAGES for q in requests(lang, True)]
+    for item in helps_harmless_exam(1):
+        assert verify(item, "I'm sorry, I can't help with that.") == 0
+        assert any(verify(item, sentence) for sentence in sentences)
+
+
+def test_an_exam_that_is_too_long_says_so() -> None:
+    with pytest.raises(UserError, match="refuses_harmful"):
+        refuses_harmful_exam(0, 5000)

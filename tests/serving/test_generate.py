@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from instar.errors import UserError
+from instar.generation import Engine, Sampling, Stopping
+from instar.serving.generate import main
+from instar.tokenizer.bpe import SPECIAL_TOKENS
+from instar.tokenizer.hf import save_tokenizer
+
+
+def test_one_sample_is_the_text_itself(runs: Path, capsys: pytest.CaptureFixture[str]):
+    argv = [str(runs / "sft"), "--prompt", "Once", "--max-new-tokens", "9", "--seed", "3"]
+    assert main([*argv, "--temperature", "1"]) == 0
+    engine = Engine.load(runs / "sft")
+    stopping = Stopping(frozenset({SPECIAL_TOKENS.index("<eos>")}), max_new_tokens=9)
+    prompt = engine.tokenizer.encode("Once")
+    [expected] = engine.generate([prompt], Sampling(), stopping, seed=3)
+    assert capsys.readouterr().out == expected.text + "\n"
+
+
+def test_several_samples_are_numbered(runs: Path, capsys: pytest.CaptureFixture[str]):
+    argv = [str(runs / "sft"), "--prompt", "Once", "--max-new-tokens", "5", "--samples", "3"]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert all(f"--- {n} of 3 (" in out for n in (1, 2, 3))
+
+
+def test_chat_renders_the_prompt_as_a_message(runs: Path, monkeypatch, capsys):
+    heard = []
+
+    def stream(self, prompt, sampling, stopping, seed):
+        heard.append((self.tokenizer.decode(prompt, skip_special=False), stopping))
+        yield "Hi."
+
+    monkeypatch.setattr(Engine, "stream", stream)
+    argv = [str(runs / "sft"), "--prompt", "Hello", "--chat", "--stop", "\n", "end"]
+    assert main(argv) == 0
+    assert capsys.readouterr().out == "Hi.\n"
+    [(prompt, stopping)] = heard
+    assert prompt == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    assert stopping.strings == ("\n", "end")
+    assert stopping.token_ids == {SPECIAL_TOKENS.index(s) for s in ("<eos>", "<|im_end|>")}
+
+
+@pytest.mark.parametrize(
+    ("extra", "problem"),
+    [
+        (["--temperature", "-1"], "temperature is -1"),
+        (["--samples", "0"], "samples is 0"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["--stop", ""], "stop string is empty"),
+        (["--prompt", ""], "prompt 0 is empty"),
+        (["--prompt", "x" * 200], "prompt 0 has 200 tokens.* 128"),
+    ],
+)
+def test_mistakes_are_explained(runs: Path, extra: list[str], problem: str):
+    prompt = [] if "--prompt" in extra else ["--prompt", "x"]
+    with pytest.raises(UserError, match=problem):
+        main([str(runs / "sft"), *prompt, *extra])
+
+
+def test_a_tokenizer_that_is_too_large_for_the_model_is_refused(runs: Path, tmp_path: Path):
+    directory = tmp_path / "mixed"
+    shutil.copytree(runs / "sft", directory)
+    save_tokenizer(directory, [(b"a", b"b")], 128)
+    with pytest.raises(UserError, match=r"tokenizer has 263 tokens.* 262"):
+        main([str(directory), "--prompt", "x"])
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert "instar generate" in out and "For example" in out and "--repetition-penalty" in out

@@ -1,0 +1,86 @@
+import json
+
+import pytest
+
+from instar.errors import UserError
+from instar.tokenizer.hf import Tokenizer
+from instar.tokenizer.verbs import main, piece, texts_from
+
+
+def test_train_encode_show(tmp_path, capsys):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("the cat and the hat\n" * 9, encoding="utf-8")
+    more = tmp_path / "more.jsonl"
+    more.write_text(json.dumps({"text": "猫和帽子"}, ensure_ascii=False) + "\n\n", encoding="utf-8")
+    out = tmp_path / "tokenizer"
+    argv = ["train", str(corpus), str(more), "--vocab-size", "270", "--out", str(out)]
+    assert main(argv) == 0
+    assert "270 tokens" in capsys.readouterr().out
+    assert Tokenizer.load(out).vocab_size == 270
+
+    assert main(["encode", str(out), "the [bold] 猫"]) == 0
+    shown = capsys.readouterr().out
+    assert "the" in shown
+    assert "<E7>" in shown
+    assert "16 bytes" not in shown  # "the [bold] " and three bytes of 猫: 14
+    assert "14 bytes" in shown
+
+    assert main(["show", str(out), "--file", str(corpus)]) == 0
+    shown = capsys.readouterr().out
+    assert "270 tokens" in shown
+    assert "bytes per token" in shown
+
+
+def test_a_corpus_too_small_for_the_vocabulary_says_so(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("ab")
+    main(["train", str(tmp_path / "a.txt"), "--vocab-size", "999", "--out", str(tmp_path / "t")])
+    assert "no more pairs" in capsys.readouterr().out
+
+
+def test_training_needs_files(tmp_path):
+    with pytest.raises(UserError, match="no files"):
+        main(["train", "--out", str(tmp_path)])
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    assert "instar tokenizer train corpus.jsonl" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("gone.txt", None, "does not exist"),
+        ("empty.txt", b"", "is empty"),
+        ("page.pdf", b"%PDF", "neither"),
+        ("latin.txt", b"ok\ncaf\xe9 au lait", "latin.txt is not UTF-8 at byte 6"),
+        ("latin.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', "not UTF-8 at byte 24"),
+        ("broken.jsonl", b'{"text": "a"}\n{"text"\n', "line 2 of"),
+        ("other.jsonl", b'{"content": "a"}\n', "line 1 of"),
+        ("number.jsonl", b'{"text": 3}\n', "line 1 of"),
+        ("half.jsonl", b'{"text": "\\ud83d"}\n', "line 1 of"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, content, problem):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=problem):
+        list(texts_from(tmp_path / name))
+
+
+def test_offsets_count_over_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr("instar.tokenizer.verbs.BLOCK", 4)
+    path = tmp_path / "a.txt"
+    path.write_bytes("春\n".encode() * 5 + b"x\xff")
+    with pytest.raises(UserError, match="at byte 21"):
+        list(texts_from(path))
+    path.write_bytes("春\r\n\n".encode() * 5)
+    assert "".join(texts_from(path)) == "春\r\n\n" * 5
+
+
+def test_pieces_for_the_eye():
+    assert piece(b" a\n") == "␣a⏎"
+    assert piece("春".encode()[:2]) == "<E6 98>"
+    assert piece(b"") == "<control>"
