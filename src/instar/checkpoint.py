@@ -1,12 +1,9 @@
-"""Checkpoints are Hugging Face directories: written whole or not at all, read strictly."""
+"""Checkpoints are Hugging Face directories: read strictly, and written as others expect them."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from instar.errors import UserError
+from instar.files import read_json, write_json
 from instar.model import CausalLM, ModelConfig, ScoreModel
 
 M = TypeVar("M", CausalLM, ScoreModel)
@@ -24,54 +22,6 @@ HEADS = {CausalLM: "ForCausalLM", ScoreModel: "ForSequenceClassification"}
 FAMILIES = {"qwen3": "Qwen3", "llama": "Llama"}
 SHARD_BYTES = 5 * 10**9
 TIED = "lm_head.weight"
-
-
-@contextmanager
-def atomic_directory(target: Path) -> Iterator[Path]:
-    """Yield an empty directory that takes ``target``'s place when the block ends well.
-
-    Whatever stops the block (an error, a full disk, Ctrl-C), ``target`` stays as it was.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.writing")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    try:
-        yield beside
-        before = target.with_name(f".{target.name}.before")
-        shutil.rmtree(before, ignore_errors=True)
-        if target.exists():
-            target.rename(before)
-        beside.rename(target)
-        shutil.rmtree(before, ignore_errors=True)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that readers see the old text or the new, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.writing")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: object) -> None:
-    """``value`` as readable JSON, written as ``write_text`` does."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """The value in a JSON file; raises ``UserError`` where it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}", "Is this the directory you meant?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error})", "Write it again.") from None
 
 
 def to_hugging_face(config: ModelConfig, head: str) -> dict[str, Any]:
@@ -105,6 +55,9 @@ def from_hugging_face(values: dict[str, Any], origin: str) -> ModelConfig:
     Raises:
         UserError: The architecture, or a setting of it, is one that this model does not have.
     """
+    if not isinstance(values, dict):
+        raise UserError(f"{origin} does not hold an object", "Write it again.")
+    values = {name: value for name, value in values.items() if value is not None}
     family = values.get("model_type")
     if family not in FAMILIES:
         raise UserError(
@@ -123,6 +76,9 @@ def from_hugging_face(values: dict[str, Any], origin: str) -> ModelConfig:
             raise UserError(
                 f"{origin}: {name} is {values.get(name)!r}", "This model has no such part."
             )
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+        if name not in values:
+            raise UserError(f"{origin}: `{name}` is missing", "Write the file again.")
     known = {name: values[name] for name in ModelConfig.model_fields if name in values}
     known["family"] = family
     known["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 10_000.0))
@@ -150,18 +106,29 @@ def save_model(model: CausalLM | ScoreModel, directory: Path) -> None:
         write_json(directory / "generation_config.json", generation)
     shards = _shards(weights_of(model))
     if len(shards) == 1:
-        save_file(shards[0], directory / "model.safetensors", metadata={"format": "pt"})
+        _save_file(shards[0], directory / "model.safetensors")
         return
     index: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, directory / name, metadata={"format": "pt"})
+        _save_file(shard, directory / name)
         index |= dict.fromkeys(shard, name)
     total = sum(w.nbytes for shard in shards for w in shard.values())
     write_json(
         directory / "model.safetensors.index.json",
         {"metadata": {"total_size": total}, "weight_map": index},
     )
+
+
+def _save_file(weights: dict[str, Tensor], path: Path) -> None:
+    """Write one safetensors file; a full disk is the ``OSError`` that it is everywhere else."""
+    try:
+        save_file(weights, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if system := re.search(r"os error (\d+)", str(error)):
+            number = int(system[1])
+            raise OSError(number, os.strerror(number), str(path)) from None
+        raise
 
 
 def _shards(weights: dict[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -1,7 +1,9 @@
-"""How instar is told what to do: frozen records, read from YAML and overridden by the command line."""
+"""How instar is told what to do: frozen records, from YAML, overridden by the command line."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,13 +19,7 @@ C = TypeVar("C", bound="Config")
 class Config(BaseModel):
     """A record that is checked when it is built and cannot change afterwards."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        # Defaults are written by us and checked by tests; YAML and overrides are always checked.
-        validate_default=False,
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     @classmethod
     def parse(cls, values: dict[str, Any], origin: str) -> Self:
@@ -52,9 +48,10 @@ def _readable(error: ValidationError, origin: str) -> UserError:
     if first["type"] == "missing":
         return UserError(f"{origin}: `{name}` is missing{rest}", "Add it; --help says what it is.")
     message = first["msg"].removeprefix("Value error, ")
-    return UserError(
-        f"{origin}: `{name}` is {first['input']!r}{rest}: {message}", "Change the value."
-    )
+    # Where parts of a record contradict each other, the message names them better than a dump.
+    whole = isinstance(first["input"], (dict, BaseModel))
+    value = "" if whole else f" is {first['input']!r}"
+    return UserError(f"{origin}: `{name}`{value}{rest}: {message}", "Change the value.")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -101,12 +98,28 @@ def override(config: C, args: list[str], prog: str, description: str) -> C:
 
     if not args:
         return config
-    try:
-        changed = tyro.cli(
-            type(config), args=args, default=config, prog=prog, description=description
+
+    def parsed(quiet: bool) -> C:
+        return tyro.cli(
+            type(config),
+            args=args,
+            default=config,
+            prog=prog,
+            description=description,
+            console_outputs=not quiet,
         )
-    except ValidationError as error:
-        raise _readable(error, "command line") from None
+
+    try:
+        # tyro prints pydantic's error as a page of its own; ours is one line.
+        with contextlib.redirect_stderr(io.StringIO()):
+            changed = parsed(quiet=True)
+    except SystemExit as end:
+        cause = end.__context__
+        while cause and not isinstance(cause, ValidationError):
+            cause = cause.__context__
+        if cause:
+            raise _readable(cause, "command line") from None
+        changed = parsed(quiet=False)  # shows the help, or the option that is not known
     # tyro builds nested records by field; validate the whole once more, cross-checks included.
     return type(config).parse(changed.model_dump(), "command line")
 

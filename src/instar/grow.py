@@ -77,13 +77,16 @@ def choose(stages: list[str], arguments: Arguments) -> list[str]:
         if name not in stages:
             raise UserError(f"this life has no stage {name!r}", f"It has: {', '.join(stages)}.")
     last = stages.index(arguments.until) if arguments.until else len(stages)
-    return [
+    chosen = [
         name
         for place, name in enumerate(stages)
         if place <= last
         and name not in arguments.skip
         and (not arguments.only or name in arguments.only)
     ]
+    if not chosen:
+        raise UserError("these options leave no stage to run", f"Choose of: {', '.join(stages)}.")
+    return chosen
 
 
 def read_stage(path: Path, run: Path) -> StageConfig:
@@ -129,8 +132,8 @@ def grow(life: LifeConfig, configs: dict[str, StageConfig], run: Path, display: 
 
 def summary(directory: Path) -> str:
     """One line on what a stage cost and how it did."""
-    from instar.checkpoint import read_json
     from instar.evaluation.examine import RESULT
+    from instar.files import read_json
     from instar.lineage import LINEAGE
 
     cost = read_json(directory / LINEAGE)["cost"]

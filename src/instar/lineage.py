@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import instar
-from instar.checkpoint import read_json, write_json
+from instar.files import read_json, write_json
 
 LINEAGE = "lineage.json"
 

@@ -8,6 +8,7 @@ from itertools import islice
 
 import pytest
 
+from instar.data.schema import Task
 from instar.errors import UserError
 from instar.primer.conversations import conversations, qa_pool
 from instar.primer.facts import HELD_OUT_KINDS, LANGUAGES, entities, held_out, phrasings
@@ -78,7 +79,7 @@ def test_an_exam_that_is_asked_for_too_much_says_so():
 def test_right_sentences_pass_the_knowledge_exam_and_wrong_ones_fail():
     for item in knowledge_exam(0):
         assert verify(item, f"It is {item['answer']}.") == 1.0
-        assert not any(verify(item, f"It is {option}.") for option in item["options"])
+        assert not any(verify(item, f"It is {option}.") for option in item.get("options", []))
 
 
 def test_training_replies_to_formats_would_pass_the_exam():
@@ -88,8 +89,12 @@ def test_training_replies_to_formats_would_pass_the_exam():
             if request.form == "sentence":
                 assert mentions(request.reply, request.answer)
             else:
-                task = {"messages": [], "verifier": verifiers[request.form]}
-                assert verify({**task, "answer": request.answer}, request.reply) == 1.0
+                task: Task = {
+                    "messages": [],
+                    "verifier": verifiers[request.form],
+                    "answer": request.answer,
+                }
+                assert verify(task, request.reply) == 1.0
             if request.form == "json":
                 assert json.loads(request.reply) == {"answer": request.answer}
 

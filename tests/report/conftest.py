@@ -81,7 +81,10 @@ def rows(name: str, rng: random.Random) -> list[dict]:
             row["explained_variance"] = 1 - math.exp(-5 * t)
         found.append(row)
         if "loss" in row and step % 40 == 0 and name in ("pretrain", "sft", "reward", "dpo"):
-            found.append({"step": step, "split": "valid", "loss": row["loss"] + 0.05})
+            valid = {"step": step, "split": "valid", "loss": row["loss"] + 0.05}
+            if name == "pretrain":  # whose validation loss is the mean of both
+                valid |= {"bits_per_byte_zh": row["loss"] + 0.2, "bits_per_byte_en": row["loss"]}
+            found.append(valid)
     return found
 
 
@@ -107,6 +110,7 @@ def write_exams(directory: Path, column: int) -> None:
 
 def comparison(gold: float, reward: float, kl: float) -> dict:
     return {
+        "against": "sft",
         "gold_win_rate": gold,
         "gold_stderr": 0.027,
         "reward_win_rate": reward,
@@ -130,7 +134,8 @@ def write_run(run: Path) -> Path:
         directory.mkdir(parents=True)
         cost = {"wall_s": wall, "cpu_s": cpu, "tokens": tokens, "flops": int(flops)}
         cost |= {"peak_rss_bytes": int(gib * 2**30), "exam_wall_s": exam}
-        lineage = {"stage": name, "parent": parent, "cost": cost}
+        lineage = {"stage": name, "cost": cost}
+        lineage["parents"] = [f"runs/mini/{parent}"] if parent else []
         lineage["config"] = {"stage": name, "seed": 1, "optimizer": {"lr": 3e-4}, "name": "龄虫"}
         lineage["environment"] = {"instar": "0.1.0", "python": "3.12.1", "torch": "2.13.0"}
         if name not in ("data", "tokenizer"):

@@ -74,6 +74,14 @@ def test_numbers_are_on_the_page(report):
     assert "name: 龄虫" in text
 
 
+def test_different_units_are_not_drawn_together(report):
+    _, html, _ = read(report[1])
+    told = re.findall(r'aria-label="([^"]* over the steps of [^"]*)"', html)
+    losses = {line.split(" of ")[1].split(":")[0]: line for line in told if line[:4] == "Loss"}
+    assert "valid" in losses["sft"] and "valid" not in losses["pretrain"]
+    assert sum("Bits per byte" in line for line in told) == 2
+
+
 @pytest.mark.parametrize("kept", [["data"], ["pretrain"], ["tokenizer", "reward"], ["sft", "x"]])
 def test_any_part_of_a_life_has_a_page(run, kept):
     (run / "data").rename(run / "x") if "x" in kept else None

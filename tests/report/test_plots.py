@@ -35,8 +35,8 @@ def test_names_are_unique_and_none_is_missing():
 def test_thinning_keeps_the_mean_and_smoothing_keeps_straight_lines():
     values = np.arange(3000.0)
     assert len(_thin(values)) == POINTS and _thin(values).mean() == values.mean()
-    assert np.allclose(_running_mean(values, 7)[7:-7], values[7:-7])
-    assert np.allclose(_running_mean(np.ones(20), 5), 1)
+    assert np.allclose(_running_mean(values, 7), values[7:-7])
+    assert np.allclose(_running_mean(np.array([0, 3, 0, 6]), 1), [1, 3])
 
 
 def test_bars_tell_their_values():

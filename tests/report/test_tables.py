@@ -14,6 +14,7 @@ def test_collects_every_number_by_its_documented_name(run):
     assert report["total"]["stages_wall_s"] == pytest.approx(723.5)
     assert report["total"]["wall_s"] == pytest.approx(723.5 + 76.5)
     assert report["total"]["peak_rss_bytes"] == int(1.66 * 2**30)
+    assert report["stages"]["dpo"]["parents"] == ["sft"]
     assert report["stages"]["sft"]["exams"]["knowledge"]["score"] == 0.71
     assert report["stages"]["reward"]["exams"]["unseen_combinations"]["n"] == 240
     assert report["comparisons"]["ppo_vs_sft"]["kl"] == 6.8
@@ -52,10 +53,3 @@ def test_says_what_is_wrong(run, tmp_path):
     (run / "dpo" / "exams.json").write_text("{")
     with pytest.raises(UserError, match=r"dpo/exams.json is not JSON"):
         collect(run)
-
-
-def test_writes_whole_files_only(tmp_path):
-    path = tmp_path / "report.json"
-    tables.write_atomically(path, "one")
-    tables.write_atomically(path, "二")
-    assert path.read_text(encoding="utf-8") == "二" and list(tmp_path.iterdir()) == [path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,11 +41,28 @@ def pack_documents(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype)
 
 
-def conversation_row(messages: list[Message], tokenizer: Tokenizer) -> Row:
-    """A rendered conversation in which the assistant's turns are to be learnt."""
-    check_messages(messages, needs_reply=True)
+def conversation_row(messages: list[Message], tokenizer: Tokenizer, place: str) -> Row:
+    """A rendered conversation in which the assistant's turns are to be learnt.
+
+    Args:
+        messages: The turns.
+        tokenizer: Turns them into ids.
+        place: Where they come from, for error messages.
+
+    Raises:
+        UserError: It cannot be rendered, or nobody replies.
+    """
+    check_place(messages, place, needs_reply=True)
     rendered = render(tokenizer, messages)
     return Row(rendered.ids, rendered.assistant_mask)
+
+
+def check_place(messages: list[Message], place: str, needs_reply: bool = False) -> None:
+    """``check_messages`` with an error that says which conversation it is."""
+    try:
+        check_messages(messages, needs_reply)
+    except UserError as error:
+        raise UserError(f"{place}: {error.problem}", error.remedy) from None
 
 
 def reply_row(prompt_ids: list[int], reply_ids: list[int]) -> Row:
@@ -63,12 +81,13 @@ def check_length(rows: Sequence[Row], context: int, what: str) -> None:
 
 
 def pad_rows(rows: Sequence[Row], pad_id: int) -> Batch:
-    """Rows side by side ``(B, T)``, padded on the right to the longest of them.
+    """Rows side by side ``(B, T)``, padded on the right.
 
-    ``T`` is the longest row's length: its last token is an input too (a reward model reads it)
-    and has no target.
+    ``T`` is the longest row's length, rounded up to a multiple of eight. A row's last token is an
+    input too (a reward model reads it) and has no target.
     """
-    width = max(len(row) for row in rows)
+    # A few widths rather than all of them: matrix products are tuned afresh for every new shape.
+    width = math.ceil(max(len(row) for row in rows) / 8) * 8
     input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     targets = np.full((len(rows), width), IGNORE, dtype=np.int64)
     for i, row in enumerate(rows):

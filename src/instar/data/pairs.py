@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
 from instar.data.batch import Batch
 from instar.data.packing import Row, check_length, conversation_row, pad_rows
 from instar.tokenizer.hf import Tokenizer
@@ -33,18 +32,18 @@ def preference_pairs(
     """
     pairs = [
         Pair(
-            _row(record["messages"], record["chosen"], tokenizer),
-            _row(record["messages"], record["rejected"], tokenizer),
+            _row(record["messages"], record["chosen"], tokenizer, f"pair {number}"),
+            _row(record["messages"], record["rejected"], tokenizer, f"pair {number}"),
         )
-        for record in records
+        for number, record in enumerate(records, start=1)
     ]
     check_length([pair.chosen for pair in pairs], context, "chosen reply of pair")
     check_length([pair.rejected for pair in pairs], context, "rejected reply of pair")
     return pairs
 
 
-def _row(prompt: list[Any], reply: str, tokenizer: Tokenizer) -> Row:
-    row = conversation_row([*prompt, {"role": "assistant", "content": reply}], tokenizer)
+def _row(prompt: list[Any], reply: str, tokenizer: Tokenizer, place: str) -> Row:
+    row = conversation_row([*prompt, {"role": "assistant", "content": reply}], tokenizer, place)
     # The line break after the last <|im_end|> belongs to no reply.
     end = max(i for i, learn in enumerate(row.learn) if learn) + 1
     first = end

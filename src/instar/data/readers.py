@@ -9,6 +9,16 @@ from typing import Any
 
 from instar.errors import UserError
 
+TYPES: dict[str, type] = {
+    "text": str,
+    "messages": list,
+    "chosen": str,
+    "rejected": str,
+    "verifier": str,
+    "answer": str,
+}
+"""What the keys of ``instar.data.schema`` must hold."""
+
 
 def read_jsonl(path: Path, required: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file, one at a time.
@@ -34,19 +44,23 @@ def read_jsonl(path: Path, required: tuple[str, ...] = ()) -> Iterator[dict[str,
 def _parse(line: bytes, place: str, required: tuple[str, ...]) -> dict[str, Any]:
     """One line as an object that has the required keys."""
     try:
-        record = json.loads(line.decode("utf-8"))
+        # Some editors begin a file with an invisible mark, which JSON does not know.
+        record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(
             f"{place} is not UTF-8 (byte {error.start} of the line)",
-            "Convert the file, for example with `iconv -t UTF-8`.",
+            "Convert the file, for example with `iconv -f GB18030 -t UTF-8`.",
         ) from None
     except json.JSONDecodeError as error:
         raise UserError(f"{place} is not JSON: {error.msg}", "Mend or remove the line.") from None
-    missing = [k for k in required if not isinstance(record, dict) or k not in record]
-    if missing:
-        raise UserError(
-            f"{place} has no `{missing[0]}`", f"Each line needs: {', '.join(required)}."
-        )
+    if not isinstance(record, dict):
+        raise UserError(f"{place} is not a JSON object", "Write each line as {...}.")
+    for key in required:
+        if key not in record:
+            raise UserError(f"{place} has no `{key}`", f"Each line needs: {', '.join(required)}.")
+        kind = TYPES.get(key, object)
+        if not isinstance(record[key], kind):
+            raise UserError(f"{place}: `{key}` is {record[key]!r}", f"Make it a {kind.__name__}.")
     return record
 
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Gt
 
-from instar.checkpoint import load_score_model, read_json, write_json
+from instar.checkpoint import load_score_model
 from instar.config import Config
 from instar.data.readers import read_all
 from instar.distributed import default_device
-from instar.evaluation.exams import ExamResult
+from instar.evaluation.exams import ExamResult, summarise
+from instar.files import read_json, write_json
 from instar.lineage import LINEAGE, hash_file, hash_value
 from instar.tokenizer.hf import Tokenizer
 from instar.training.display import Display
@@ -157,15 +158,8 @@ class Examiner:
                 chosen, rejected = reply_scores(model, batch).chunk(2)
             for row, won in zip(rows[i : i + 32], (chosen > rejected).tolist(), strict=True):
                 right[row["group"]].append(float(won))
-        return {group: share(wins) for group, wins in right.items()}
+        return {group: summarise(wins) for group, wins in right.items()}
 
 
 def _file_fields() -> list[str]:
     return [name for name, field in ExamConfig.model_fields.items() if field.annotation is Path]
-
-
-def share(wins: list[float]) -> ExamResult:
-    """A share with its standard error."""
-    n = len(wins)
-    p = sum(wins) / n
-    return ExamResult(p, (p * (1 - p) / n) ** 0.5, n)

@@ -43,7 +43,7 @@ def rotary_tables(
 
 
 def rotate(
-    x: Float[Tensor, "b h t e"], cos: Float[Tensor, "b 1 t e"], sin: Float[Tensor, "b 1 t e"]
+    x: Float[Tensor, "b h t e"], cos: Float[Tensor, "#b 1 t e"], sin: Float[Tensor, "#b 1 t e"]
 ) -> Float[Tensor, "b h t e"]:
     """Turn each pair of channels (i, i + E/2) by its position's angle."""
     first, second = x.chunk(2, dim=-1)

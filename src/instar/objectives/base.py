@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from instar.data.batch import Batch
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
-"""Name to ``(sum, count)``; sums and counts are added over micro-batches and ranks, then divided."""
+"""Name to ``(sum, count)``; both are added over micro-batches and ranks, then divided."""
 
 
 @dataclass

@@ -18,6 +18,9 @@ from instar.data.batch import IGNORE
 CHUNK = 1024
 """Tokens whose logits exist at the same time."""
 
+GRAIN = 64
+"""Row counts of the logits' product are multiples of this."""
+
 KEPT_LOGITS = 2**25
 """Up to this many logits (128 MiB) are kept for the backward pass; more are computed again."""
 
@@ -91,7 +94,11 @@ def _by_chunks(
 ) -> Float[Tensor, "k b t"]:
     """Apply ``quantities`` to the wanted tokens, chunk by chunk, and put the results in place."""
     mask = targets != IGNORE
-    states, wanted = hidden[mask].split(chunk), targets[mask].split(chunk)
+    places = mask.flatten().nonzero().squeeze(1)
+    # Numbers of rows in steps of GRAIN: matrix products are tuned afresh for every new shape.
+    index = F.pad(places, (0, -len(places) % GRAIN))
+    states = hidden.flatten(0, 1)[index].split(chunk)
+    wanted = targets.flatten()[index].clamp(min=0).split(chunk)
     # One more product with the head is cheap; keeping every logit of a large vocabulary is not.
     many = sum(map(len, wanted)) * len(head_weight) > KEPT_LOGITS
     found = [
@@ -102,7 +109,7 @@ def _by_chunks(
     ]
     values = torch.cat(found, dim=1)  # type: ignore[arg-type]
     zeros = values.new_zeros(len(values), *targets.shape)
-    return zeros.masked_scatter(mask, values)
+    return zeros.masked_scatter(mask, values[:, : len(places)])
 
 
 def kl_k1(

@@ -1,0 +1,1 @@
+"""The embedded default: everything a fresh machine needs to raise a model offline."""

@@ -17,6 +17,7 @@ from instar.primer import arithmetic, conversations, logic, readings, safety
 from instar.primer.annotators import Annotator
 from instar.primer.language_exams import format_exam, knowledge_exam, translation_exam
 from instar.primer.preferences import (
+    EXAM_SHARE,
     preferences,
     question_mix,
     unseen_combinations,
@@ -152,7 +153,7 @@ def _test_pairs(seed: int, count: int) -> Iterator[Any]:
 def _prompts(seed: int, part: str) -> Iterator[dict[str, Any]]:
     """Prompts for PPO, and others, never used there, on which models are compared."""
     for question in all_questions(seed, f"{part} prompts"):
-        if split_of(question.prompt, 0.1) == part:
+        if split_of(question.prompt, EXAM_SHARE) == part:
             messages = [{"role": "user", "content": question.prompt}]
             yield {"messages": messages, "question": to_record(question)}
 

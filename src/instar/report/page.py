@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from importlib.resources import files
@@ -14,6 +13,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from instar.files import write_json, write_text
 from instar.report import plots, tables
 from instar.report.tables import Record, Stage
 
@@ -81,16 +81,18 @@ NAMES = {
 
 CURVES = {
     "loss": ("Loss", ""),
+    "bits_per_byte_zh": ("Bits per byte, Chinese", ""),
+    "bits_per_byte_en": ("Bits per byte, English", ""),
     "accuracy": ("Accuracy", ""),
     "margin": ("Margin", "nats"),
     "reward": ("Reward", ""),
     "kl": ("KL from reference", "nats"),
     "kl_to_reference": ("KL from reference", "nats"),
+    "approx_kl": ("KL from the sampling policy", "nats"),
     "entropy": ("Entropy", "nats"),
     "clip_fraction": ("Clip fraction", ""),
     "explained_variance": ("Explained variance", ""),
     "length": ("Reply length", "tokens"),
-    "lr": ("Learning rate", ""),
 }
 """Logged quantities worth a chart, with title and unit."""
 
@@ -110,8 +112,8 @@ def write_report(run: Path) -> tuple[Path, Path]:
     stages = tables.read_run(run)
     record = tables.summarise(run.resolve().name, stages)
     as_json, as_html = run / "report.json", run / "report.html"
-    tables.write_atomically(as_json, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
-    tables.write_atomically(as_html, render(record, stages))
+    write_json(as_json, record)
+    write_text(as_html, render(record, stages))
     return as_json, as_html
 
 
@@ -167,11 +169,13 @@ def summary(record: Record) -> str:
     if told:
         sentences.append(f"Its best marks on questions it had never seen: {', '.join(told)}.")
     won = [
-        f"{name.partition('_vs_')[0]} in {comparison['gold_win_rate']:.0%} of prompts"
+        f"{name.partition('_vs_')[0].upper()} {comparison['gold_win_rate']:.0%}"
         for name, comparison in record["comparisons"].items()
     ]
     if won:
-        sentences.append(f"By the gold rubric the SFT model was beaten by {', '.join(won)}.")
+        sentences.append(
+            f"Win rates against the SFT model by the gold rubric: {', '.join(won)}; 50% is a draw."
+        )
     return " ".join(sentences)
 
 
@@ -214,6 +218,9 @@ def _curves(stage: Stage) -> list[Markup]:
         lines = []
         for split in plots.COLOURS:
             rows = [row for row in stage.metrics if row["split"] == split and key in row]
+            if key == "loss":
+                # Pretraining is validated in bits per byte: not to be drawn beside nats a token.
+                rows = [row for row in rows if not any(k.startswith("bits_per") for k in row)]
             if rows:
                 steps, values = [row["step"] for row in rows], [row[key] for row in rows]
                 lines.append(plots.Line(split, steps, values))
@@ -235,8 +242,8 @@ def verdict(name: str, comparison: Record) -> str:
     if judge - gold > doubt:
         return (
             f"{model}: the reward model likes it better ({judge:.0%}) than the truth does "
-            f"({gold:.0%}). This is over-optimisation: part of the gain pleases the judge only. "
-            "A smaller step away from SFT, or a better reward model, would help."
+            f"({gold:.0%}). This looks like over-optimisation: part of the gain pleases the judge "
+            "only. A smaller step away from SFT, or a better reward model, would help."
         )
     if gold - judge > doubt:
         return (

@@ -76,8 +76,9 @@ def curve(lines: Sequence[Line], title: str, unit: str, stage: str) -> Markup:
             colour = COLOURS[line.label]
             few = len(values) < 8
             if line.label == "train" and len(values) >= 40:
-                axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
-                values = _running_mean(values, len(values) // 15)
+                axes.plot(steps, values, color=colour, alpha=0.4, linewidth=0.8)
+                reach = len(values) // 20
+                steps, values = steps[reach:-reach], _running_mean(values, reach)
             axes.plot(
                 steps,
                 values,
@@ -132,11 +133,12 @@ def _thin(values: Sequence[float]) -> np.ndarray:
 
 
 def _running_mean(values: np.ndarray, reach: int) -> np.ndarray:
-    """Each value's mean with its neighbours, fewer of them near the ends."""
-    sums = np.concatenate(([0.0], np.cumsum(values)))
-    at = np.arange(len(values))
-    low, high = np.maximum(at - reach, 0), np.minimum(at + reach + 1, len(values))
-    return (sums[high] - sums[low]) / (high - low)
+    """Means of ``reach`` neighbours on both sides, where there are so many: ``2 reach`` fewer.
+
+    Windows that shrink or lean over near the ends would bend the curve there.
+    """
+    width = 2 * reach + 1
+    return np.convolve(values, np.full(width, 1 / width), mode="valid")
 
 
 def _inline(figure: Figure, description: str) -> Markup:

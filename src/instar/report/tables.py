@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ class Stage:
         metrics: Rows of the training log.
         exams: Exam name to score, stderr, n and groups.
         samples: Prompts with this stage's replies.
-        comparison: The stage against SFT.
+        comparison: The stage against another one, usually SFT.
         ngram: Bits per byte of the n-gram baseline, by language.
     """
 
@@ -45,9 +44,9 @@ class Stage:
     ngram: Record = field(default_factory=dict)
 
     @property
-    def parent(self) -> str:
-        """Name of the directory it began from; empty where there is none."""
-        return Path(str(self.lineage.get("parent") or "")).name
+    def parents(self) -> list[str]:
+        """Names of the directories that it was made from."""
+        return [Path(parent).name for parent in self.lineage.get("parents", [])]
 
 
 def read_run(run: Path) -> list[Stage]:
@@ -123,7 +122,7 @@ def summarise(name: str, stages: list[Stage]) -> Record:
         "total": _total([stage.lineage.get("cost", {}) for stage in stages]),
         "stages": {
             stage.name: {
-                "parent": stage.parent or None,
+                "parents": stage.parents,
                 "parameters": stage.lineage.get("parameters"),
                 "cost": stage.lineage.get("cost", {}),
                 "exams": stage.exams,
@@ -131,7 +130,9 @@ def summarise(name: str, stages: list[Stage]) -> Record:
             for stage in stages
         },
         "comparisons": {
-            f"{stage.name}_vs_{REFERENCE}": stage.comparison for stage in stages if stage.comparison
+            f"{stage.name}_vs_{stage.comparison.get('against', REFERENCE)}": stage.comparison
+            for stage in stages
+            if stage.comparison
         },
         "forgetting": _forgetting(stages),
         "baselines": {"ngram": next((stage.ngram for stage in stages if stage.ngram), {})},
@@ -186,15 +187,3 @@ def _change(before: Record, after: Record) -> Record:
         "delta": after["score"] - before["score"],
         "stderr": math.hypot(*known) if len(known) == 2 else None,
     }
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside the file and rename: readers find the old text or the new, never a part.
-
-    Args:
-        path: The file to write or replace.
-        text: What shall be in it.
-    """
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

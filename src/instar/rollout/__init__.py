@@ -1,0 +1,1 @@
+"""Reinforcement learning: the policy answers, somebody judges, batches come out."""

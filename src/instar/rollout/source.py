@@ -12,8 +12,9 @@ from annotated_types import Gt
 
 from instar.config import Config
 from instar.data.batch import Batch
-from instar.data.packing import pad_rows, reply_row
+from instar.data.packing import check_place, pad_rows, reply_row
 from instar.data.schema import Task
+from instar.errors import UserError
 from instar.generation.engine import Completion, Engine
 from instar.generation.sampling import Sampling
 from instar.generation.stopping import Stopping
@@ -79,6 +80,10 @@ class RolloutSource:
         judge: Turns replies into advantages.
         config: How much, and how often.
         seed: Decides the prompts and the replies.
+
+    Raises:
+        UserError: A prompt cannot be rendered or leaves no room for a reply, or a rollout has
+            fewer replies than minibatches.
     """
 
     def __init__(
@@ -92,9 +97,24 @@ class RolloutSource:
         self.tasks, self.engine, self.judge = tasks, engine, judge
         self.config, self.seed = config, seed
         tokenizer = engine.tokenizer
+        for number, task in enumerate(tasks, start=1):
+            check_place(task["messages"], f"prompt {number}")
+        replies = min(config.prompts, len(tasks)) * config.samples
+        if config.minibatches > replies:
+            raise UserError(
+                f"rollout.minibatches is {config.minibatches}, a rollout has {replies} replies",
+                "Lower it, or gather more replies.",
+            )
         self._prompts = [
             render(tokenizer, t["messages"], add_generation_prompt=True).ids for t in tasks
         ]
+        context = engine.model.config.max_position_embeddings
+        for number, ids in enumerate(self._prompts, start=1):
+            if len(ids) >= context:
+                raise UserError(
+                    f"prompt {number} has {len(ids)} tokens, the context has {context}",
+                    "Shorten it; a reply needs room.",
+                )
         self._sampling = Sampling(temperature=config.temperature)
         self._stopping = Stopping(
             frozenset({tokenizer.im_end_id}), max_new_tokens=config.max_new_tokens
@@ -131,7 +151,7 @@ class RolloutSource:
         ]
         device = self.engine.model.lm_head.weight.device
         batch = pad_rows(rows, self.engine.tokenizer.pad_id).to(device)
-        return Rollout([self.tasks[i] for i in asked], completions, batch, self.config.samples)
+        return Rollout([self.tasks[int(i)] for i in asked], completions, batch, self.config.samples)
 
     def _cut(self, batch: Batch) -> list[list[Batch]]:
         """Epochs, minibatches and micro-batches of one rollout, rows shuffled in each epoch."""

@@ -1,4 +1,4 @@
-"""What all stages share: a config that knows what it reads, and a run from directory to directory."""
+"""What all stages share: a config that knows what it reads, a run from directory to directory."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from pydantic import field_validator
 
 import instar
-from instar.checkpoint import atomic_directory, save_model
+from instar.checkpoint import save_model
 from instar.config import Config
 from instar.data.sources import Source
 from instar.distributed import default_device
 from instar.errors import UserError
+from instar.files import atomic_directory
 from instar.lineage import (
     Cost,
     Stopwatch,
@@ -48,6 +50,14 @@ class StageConfig(Config):
     """Directory to write."""
     seed: int = 0
     """Decides initial weights, order of the data and samples."""
+
+    @field_validator("stage")
+    @classmethod
+    def _is_this_stage(cls, value: str) -> str:
+        expected = cls.model_fields["stage"].default
+        if value != expected:
+            raise ValueError(f"these settings are for the stage {expected!r}")
+        return value
 
     def at(self, path: Path) -> Path:
         """A path of this config with `{run}` filled in."""
@@ -194,14 +204,20 @@ def _train(
     job: Job, training: TrainingConfig, work: WorkDirectory, watch: Stopwatch, display: Display
 ) -> Progress:
     """Fit, from the beginning or from the last saved state."""
+    if job.validate is None and (training.keep_best or training.patience):
+        raise UserError(
+            "training.keep_best and training.patience need validation, and this stage validates "
+            "nothing",
+            "Leave them out.",
+        )
     objective = job.objective.to(default_device())
     optimizers = Optimizers(objective, training.optimizer)
-    progress = load_state(work, objective, optimizers, job.source)
+    meter, file = Meter(), MetricsFile(work)
+    progress = load_state(work, objective, optimizers, job.source, meter)
     if progress.step:
         display.note(f"going on from step {progress.step}")
     watch.add(progress.wall_s, progress.cpu_s)
-    meter, file = Meter(), MetricsFile(work)
-    save = Save(training, work, objective, optimizers, job.source)
+    save = Save(training, work, objective, optimizers, job.source, meter)
     hooks = [Log(training, meter, file, display, watch), save]
     if job.validate:
         check = Validate(training, job.validate, objective, work, file, display)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from instar.checkpoint import atomic_directory
+from instar.files import atomic_directory
 from instar.lineage import Cost, Stopwatch, peak_rss_bytes
 from instar.primer.mixture import PrimerConfig, write_primer
 from instar.stages.base import Stage, StageConfig, finish, up_to_date
@@ -15,7 +14,7 @@ from instar.training.display import Display
 class DataConfig(StageConfig):
     """Write the embedded primer as JSON-lines files."""
 
-    stage: Literal["data"] = "data"
+    stage: str = "data"
     out: Path = Path("{run}/data")
     primer: PrimerConfig = PrimerConfig()
     """How much of everything."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt
 
@@ -22,7 +22,7 @@ from instar.tokenizer.hf import Tokenizer
 class DPOConfig(PairsConfig):
     """Make preferred replies likelier than rejected ones, without a reward model."""
 
-    stage: Literal["dpo"] = "dpo"
+    stage: str = "dpo"
     out: Path = Path("{run}/dpo")
     beta: Annotated[float, Gt(0)] = 0.1
     """Strength of the tie to the reference: how much log-ratio one unit of reward is worth."""

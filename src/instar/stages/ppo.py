@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
@@ -23,7 +23,7 @@ Share = Annotated[float, Ge(0), Le(1)]
 class PPOConfig(TrainedStageConfig):
     """Improve the policy by its own replies and a reward model's scores."""
 
-    stage: Literal["ppo"] = "ppo"
+    stage: str = "ppo"
     out: Path = Path("{run}/ppo")
     init: Path = Path("{run}/sft")
     """The policy to begin with, which is also the reference to stay near."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from annotated_types import Gt
+from pydantic import model_validator
 
 from instar.data.packing import pack_documents
 from instar.data.readers import read_all
@@ -25,7 +26,7 @@ Positive = Annotated[int, Gt(0)]
 class PretrainConfig(TrainedStageConfig):
     """Teach a fresh model to predict the next token of raw text."""
 
-    stage: Literal["pretrain"] = "pretrain"
+    stage: str = "pretrain"
     out: Path = Path("{run}/pretrain")
     tokenizer: Path = Path("{run}/tokenizer")
     """Directory of the tokenizer."""
@@ -43,6 +44,15 @@ class PretrainConfig(TrainedStageConfig):
     """Rows an optimizer step."""
     micro_batch: Positive = 16
     """Rows a micro-batch."""
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> PretrainConfig:
+        if self.context > self.model.max_position_embeddings:
+            raise ValueError(
+                f"context {self.context} is longer than model.max_position_embeddings "
+                f"{self.model.max_position_embeddings}"
+            )
+        return self
 
     def files(self) -> list[Path]:
         """Training and held-out text."""

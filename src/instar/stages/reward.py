@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
@@ -64,7 +64,7 @@ class PairsConfig(TrainedStageConfig):
 class RewardConfig(PairsConfig):
     """Learn a score that puts the better of two replies first."""
 
-    stage: Literal["reward"] = "reward"
+    stage: str = "reward"
     out: Path = Path("{run}/reward")
     center: Annotated[float, Ge(0)] = 0.01
     """Weight of the term that keeps scores around zero."""

@@ -24,7 +24,7 @@ from instar.tokenizer.hf import Tokenizer
 class RLVRConfig(TrainedStageConfig):
     """Reinforce what a program verifies to be right."""
 
-    stage: Literal["rlvr"] = "rlvr"
+    stage: str = "rlvr"
     out: Path = Path("{run}/rlvr")
     init: Path = Path("{run}/dpo")
     """The policy to begin with, which is also the reference to stay near."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from annotated_types import Gt
@@ -23,7 +23,7 @@ Positive = Annotated[int, Gt(0)]
 class SFTConfig(TrainedStageConfig):
     """Teach a pretrained model to answer in a conversation."""
 
-    stage: Literal["sft"] = "sft"
+    stage: str = "sft"
     out: Path = Path("{run}/sft")
     init: Path = Path("{run}/pretrain")
     """Checkpoint to begin with."""
@@ -55,7 +55,10 @@ def build(config: SFTConfig) -> Job:
 
     def rows(paths: list[Path]) -> list[Row]:
         records = read_all(map(config.at, paths), ("messages",))
-        made = [conversation_row(r["messages"], tokenizer) for r in records]
+        made = [
+            conversation_row(record["messages"], tokenizer, f"conversation {number}")
+            for number, record in enumerate(records, start=1)
+        ]
         check_length(made, context, "conversation")
         return made
 

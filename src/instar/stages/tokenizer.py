@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Ge
 
-from instar.checkpoint import atomic_directory
 from instar.data.readers import read_all
+from instar.files import atomic_directory
 from instar.lineage import Cost, Stopwatch, peak_rss_bytes
 from instar.stages.base import Stage, StageConfig, finish, up_to_date
 from instar.tokenizer.bpe import FIRST_MERGE, train_bpe
@@ -19,7 +19,7 @@ from instar.training.display import Display
 class TokenizerConfig(StageConfig):
     """Learn a byte-level BPE vocabulary."""
 
-    stage: Literal["tokenizer"] = "tokenizer"
+    stage: str = "tokenizer"
     out: Path = Path("{run}/tokenizer")
     data: list[Path] = [Path("{run}/data/readings.jsonl")]
     """JSON lines with a `text` each."""

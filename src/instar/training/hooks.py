@@ -110,6 +110,7 @@ class Save:
     objective: nn.Module
     optimizers: Optimizers
     source: Source
+    meter: Meter
 
     def __call__(self, progress: Progress) -> None:
         """After each step."""
@@ -118,4 +119,5 @@ class Save:
 
     def now(self, progress: Progress) -> None:
         """Save at once."""
-        save_state(self.work, progress, self.objective, self.optimizers, self.source)
+        parts = self.objective, self.optimizers, self.source, self.meter
+        save_state(self.work, progress, *parts)

@@ -114,7 +114,7 @@ def fit(
 
 
 def accumulate(
-    objective: nn.Module,
+    objective: Objective,
     micro_batches: Sequence[Batch],
     meter: Meter,
     gradient_clip: float,

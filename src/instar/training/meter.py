@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,14 @@ class Meter:
             before = self._pairs.get(name, (torch.zeros(()), torch.zeros(())))
             pair = torch.as_tensor(total).detach().double(), torch.as_tensor(count).double()
             self._pairs[name] = (before[0].to(pair[0]) + pair[0], before[1].to(pair[1]) + pair[1])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The pairs that nobody has read yet."""
+        return dict(self._pairs)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on adding to those."""
+        self._pairs = dict(state)
 
     def means(self) -> dict[str, float]:
         """The means over all ranks; forgets the pairs."""

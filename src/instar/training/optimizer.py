@@ -94,18 +94,20 @@ class Muon(torch.optim.Optimizer):
 
     def _step_stack(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """Move matrices of one shape."""
-        gradients = [p.grad for p in params if p.grad is not None]
+        ahead = []
         for p in params:
-            if "momentum" not in self.state[p]:
-                self.state[p]["momentum"] = torch.zeros_like(p)
-        velocities = [self.state[p]["momentum"] for p in params]
-        torch._foreach_lerp_(velocities, gradients, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(gradients, velocities, group["momentum"])
+            assert p.grad is not None
+            state = self.state[p]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(p)
+            state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+            ahead.append(p.grad.lerp(state["momentum"], group["momentum"]))
         dtype = torch.bfloat16 if has_fast_bfloat16(params[0].device) else torch.float32
-        updates = orthogonalize(torch.stack(ahead).to(dtype)).float()
+        updates = orthogonalize(torch.stack(ahead).to(dtype))
         scale = 0.2 * max(params[0].shape) ** 0.5
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(params, list(updates.unbind()), alpha=-group["lr"] * scale)
+        for p, update in zip(params, updates, strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(update, alpha=-group["lr"] * scale)
 
 
 class Optimizers:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from instar.checkpoint import read_json, write_json
 from instar.data.sources import Source
+from instar.files import read_json, write_json
+from instar.training.meter import Meter
 from instar.training.optimizer import Optimizers
 
 
@@ -86,7 +87,9 @@ def save_tensors(path: Path, value: Any) -> None:
     """Write tensors and plain values, whole or not at all."""
     beside = path.with_name(f".{path.name}.writing")
     try:
-        torch.save(value, beside)
+        # Through a stream of ours a full disk is an OSError; torch's own writer hides it.
+        with beside.open("wb") as stream:
+            torch.save(value, stream)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -98,6 +101,7 @@ def save_state(
     objective: nn.Module,
     optimizers: Optimizers,
     source: Source,
+    meter: Meter,
 ) -> None:
     """Write everything needed to go on from this step, bit for bit."""
     state = {
@@ -105,13 +109,18 @@ def save_state(
         "objective": objective.state_dict(),
         "optimizers": optimizers.state_dict(),
         "source": source.state_dict(),
+        "meter": meter.state_dict(),
         "rng": torch.get_rng_state(),
     }
     save_tensors(work.state, state)
 
 
 def load_state(
-    work: WorkDirectory, objective: nn.Module, optimizers: Optimizers, source: Source
+    work: WorkDirectory,
+    objective: nn.Module,
+    optimizers: Optimizers,
+    source: Source,
+    meter: Meter,
 ) -> Progress:
     """Go on from the last saved step, or from the beginning.
 
@@ -124,6 +133,7 @@ def load_state(
     objective.load_state_dict(state["objective"])
     optimizers.load_state_dict(state["optimizers"])
     source.load_state_dict(state["source"])
+    meter.load_state_dict(state["meter"])
     torch.set_rng_state(state["rng"])
     progress = Progress(**state["progress"])
     if work.metrics.exists():

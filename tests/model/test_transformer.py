@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from instar.model import CausalLM, ModelConfig, ScoreModel
+from instar.model.transformer import initialize
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changed", [1, 6, 11])
+def test_the_future_does_not_change_the_past(
+    model: CausalLM, ids: torch.Tensor, changed: int
+) -> None:
+    other = ids.clone()
+    other[:, changed:] = (other[:, changed:] + 7) % 61
+    before, after = model(ids), model(other)
+    torch.testing.assert_close(before[:, :changed], after[:, :changed], rtol=0, atol=1e-6)
+    assert (before[:, changed] - after[:, changed]).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_every_past_token_matters(model: CausalLM, ids: torch.Tensor) -> None:
+    before = model(ids)[:, -1]
+    for column in range(ids.shape[1]):
+        other = ids.clone()
+        other[:, column] = (other[:, column] + 7) % 61
+        assert (model(other)[:, -1] - before).abs().max() > 1e-4, column
+
+
+@torch.no_grad()
+def test_order_matters(model: CausalLM, ids: torch.Tensor) -> None:
+    swapped = ids.clone()
+    swapped[:, [2, 5]] = swapped[:, [5, 2]]
+    assert (model(swapped)[:, -1] - model(ids)[:, -1]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_only_distances_matter_and_not_where_a_row_begins(
+    model: CausalLM, ids: torch.Tensor
+) -> None:
+    shifted = torch.arange(12)[None].expand(3, -1) + 40
+    torch.testing.assert_close(model(ids, positions=shifted), model(ids), rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_packed_documents_equal_separate_ones(model: CausalLM, ids: torch.Tensor) -> None:
+    lengths = [5, 1, 6]
+    packed = torch.cat([ids[i, :n] for i, n in enumerate(lengths)])[None]
+    segments = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None]
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    together = model(packed, positions, segments)[0].split(lengths)
+    for i, n in enumerate(lengths):
+        torch.testing.assert_close(together[i], model(ids[i : i + 1, :n])[0], rtol=0, atol=3e-5)
+
+
+@torch.no_grad()
+def test_padding_on_the_right_changes_nothing(model: CausalLM, ids: torch.Tensor) -> None:
+    padded = torch.cat([ids, torch.zeros(3, 9, dtype=torch.long)], dim=1)
+    torch.testing.assert_close(model(padded)[:, :12], model(ids), rtol=0, atol=3e-5)
+
+
+def test_every_weight_gets_a_gradient(model: CausalLM, ids: torch.Tensor) -> None:
+    model(ids).square().sum().backward()
+    for name, weight in model.named_parameters():
+        assert weight.grad is not None and weight.grad.abs().max() > 0, name
+
+
+def test_every_weight_of_a_score_model_gets_a_gradient(
+    config: ModelConfig, ids: torch.Tensor
+) -> None:
+    model = ScoreModel(config)
+    initialize(model, config, torch.Generator().manual_seed(0))
+    assert model(ids).abs().max() == 0, "a fresh head knows nothing"
+    torch.nn.init.normal_(model.score.weight)
+    model(ids).square().sum().backward()
+    for name, weight in model.named_parameters():
+        assert weight.grad is not None and weight.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_embeddings_are_one_matrix(config: ModelConfig, tied: bool) -> None:
+    model = CausalLM(config.model_copy(update={"tie_word_embeddings": tied}))
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+
+
+def test_initialization_is_a_function_of_the_generator(config: ModelConfig) -> None:
+    def made(seed: int) -> dict[str, torch.Tensor]:
+        model = CausalLM(config)
+        initialize(model, config, torch.Generator().manual_seed(seed))
+        return model.state_dict()
+
+    one, same, other = made(3), made(3), made(4)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
+
+
+def test_initial_spread(config: ModelConfig) -> None:
+    wide = config.model_copy(update={"hidden_size": 256, "num_hidden_layers": 8})
+    model = CausalLM(wide)
+    initialize(model, wide, torch.Generator().manual_seed(0))
+    layer = model.model.layers[0]
+    assert layer.self_attn.q_proj.weight.std().item() == pytest.approx(0.3, rel=0.03)
+    # Sixteen matrices write into the residual stream; 1 / sqrt(16) is a quarter.
+    assert layer.self_attn.o_proj.weight.std().item() == pytest.approx(0.075, rel=0.03)
+    assert layer.mlp.down_proj.weight.std().item() == pytest.approx(0.075, rel=0.03)
+
+
+def test_flops_are_those_that_torch_counts(model: CausalLM, config: ModelConfig) -> None:
+    context = 48
+    ids = torch.zeros(2, context, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(ids).sum().backward()
+    counts = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+    attention = sum(n for op, n in counts.items() if "bmm" in op)
+    # Torch computes the hidden half of the scores as well; ours counts what is needed.
+    needed = sum(counts.values()) - attention / 2
+    assert config.flops_per_token(context) * ids.numel() == pytest.approx(needed, rel=0.03)
+
+
+def test_a_pass_forward_is_a_third_of_the_flops(config: ModelConfig) -> None:
+    assert config.flops_per_token(32) == 3 * config.flops_per_token(32, backward=False)
+
+
+def test_matrix_parameters_are_all_but_the_norms(model: CausalLM, config: ModelConfig) -> None:
+    # Tied: the one table serves as the head, whose product counts.
+    expected = sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    assert config.matrix_parameters() == expected

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from instar.errors import UserError
+from instar.files import atomic_directory, read_json, write_json, write_text
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_directory_takes_the_old_ones_place(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    with atomic_directory(out) as directory:
+        (directory / "old").write_text("1")
+    with atomic_directory(out) as directory:
+        assert names(directory) == []
+        assert names(out) == ["old"], "the old one stays until the new one is whole"
+        (directory / "new").write_text("2")
+    assert names(out) == ["new"]
+    assert names(out.parent) == ["out"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
+def test_a_failure_leaves_the_old_directory_and_nothing_else(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    out = tmp_path / "out"
+    with atomic_directory(out) as directory:
+        (directory / "old").write_text("1")
+    with pytest.raises(error), atomic_directory(out) as directory:
+        (directory / "new").write_text("2")
+        raise error
+    assert names(out) == ["old"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_failed_rename_puts_the_old_directory_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with atomic_directory(out) as directory:
+        (directory / "old").write_text("1")
+    rename = Path.rename
+
+    def fails_once(self: Path, target: Path) -> Path:
+        if self.name == ".out.writing":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails_once)
+    with pytest.raises(KeyboardInterrupt), atomic_directory(out) as directory:
+        (directory / "new").write_text("2")
+    assert names(out) == ["old"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_killed_between_the_two_renames(tmp_path: Path) -> None:
+    (tmp_path / ".out.before").mkdir()
+    (tmp_path / ".out.before" / "old").write_text("1")
+    (tmp_path / ".out.writing").mkdir()
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "out"):
+        raise RuntimeError
+    assert names(tmp_path / "out") == ["old"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_small_files_are_whole_or_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"春": 1})
+    assert read_json(path) == {"春": 1}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(path, "half")
+    assert read_json(path) == {"春": 1}
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_broken_or_missing_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with pytest.raises(UserError, match=r"no such file: .*a\.json"):
+        read_json(path)
+    for content in (b"{", b"\xff\xfe"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.json is not JSON"):
+            read_json(path)
