@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from instar.errors import UserError
 from instar.files import read_json, write_json
 from instar.model import CausalLM, ModelConfig, ScoreModel
+from instar.tokenizer.hf import Tokenizer
 
 M = TypeVar("M", CausalLM, ScoreModel)
 
@@ -24,8 +25,19 @@ SHARD_BYTES = 5 * 10**9
 TIED = "lm_head.weight"
 
 
+def control_tokens(tokenizer: Tokenizer | None) -> dict[str, int]:
+    """The ids that generation elsewhere needs to know; our own where no tokenizer is given."""
+    if tokenizer is None:
+        return {"bos_token_id": 2, "eos_token_id": 5, "pad_token_id": 0}
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.im_end_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+
+
 def to_hugging_face(config: ModelConfig, head: str) -> dict[str, Any]:
-    """What ``config.json`` holds for a model of this shape.
+    """What ``config.json`` holds for a model of this shape, control tokens apart.
 
     Both spellings of the rotary base are written: ``rope_theta`` for readers before
     transformers 5, ``rope_parameters`` for those after it.
@@ -37,9 +49,6 @@ def to_hugging_face(config: ModelConfig, head: str) -> dict[str, Any]:
         "hidden_act": "silu",
         "attention_bias": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "bos_token_id": 2,
-        "eos_token_id": 5,
-        "pad_token_id": 0,
         "dtype": "float32",
     }
     if config.family == "llama":
@@ -97,13 +106,24 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: w.detach().cpu().contiguous() for name, w in weights.items()}
 
 
-def save_model(model: CausalLM | ScoreModel, directory: Path) -> None:
-    """Write ``config.json``, ``generation_config.json`` and the safetensors into ``directory``."""
+def save_model(
+    model: CausalLM | ScoreModel, directory: Path, tokenizer: Tokenizer | None = None
+) -> None:
+    """Write a checkpoint that transformers opens.
+
+    Args:
+        model: Its weights are stored in float32.
+        directory: Gets ``config.json``, ``generation_config.json`` and the safetensors.
+        tokenizer: Saved beside them; its control tokens are named in the config.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / "config.json", to_hugging_face(model.config, HEADS[type(model)]))
+    tokens = control_tokens(tokenizer)
+    config = to_hugging_face(model.config, HEADS[type(model)]) | tokens
+    write_json(directory / "config.json", config)
     if isinstance(model, CausalLM):
-        generation = {"bos_token_id": 2, "eos_token_id": 5, "pad_token_id": 0}
-        write_json(directory / "generation_config.json", generation)
+        write_json(directory / "generation_config.json", tokens)
+    if tokenizer is not None:
+        tokenizer.save(directory)
     shards = _shards(weights_of(model))
     if len(shards) == 1:
         _save_file(shards[0], directory / "model.safetensors")

@@ -119,7 +119,7 @@ def grow(life: LifeConfig, configs: dict[str, StageConfig], run: Path, display: 
     for place, (name, config) in enumerate(configs.items(), start=1):
         display.note(f"[bold]{place}/{len(configs)} {name}[/bold]  {STAGES[config.stage].summary}")
         out = STAGES[config.stage].run(config, display)
-        if (out / "model.safetensors").exists():
+        if (out / "config.json").exists():
             compared = name in life.compare
             against, judge = run / life.against, run / life.judge
             ready = compared and against.is_dir() and judge.is_dir()
@@ -127,7 +127,9 @@ def grow(life: LifeConfig, configs: dict[str, StageConfig], run: Path, display: 
         display.note(summary(out))
     _, page = write_report(run)
     display.note(f"report: {page}")
-    display.note(f"talk to it: instar chat {run / list(configs)[-1]}")
+    able = [n for n in configs if (run / n / "generation_config.json").exists()]
+    if able:
+        display.note(f"talk to it: instar chat {run / able[-1]}")
 
 
 def summary(directory: Path) -> str:

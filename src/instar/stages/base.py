@@ -71,23 +71,32 @@ class StageConfig(Config):
         """The directories of other stages that it builds on."""
         return []
 
-    def fingerprint(self) -> str:
-        """Hash of everything the outcome depends on: settings, data, parents, version.
+    def provenance(self) -> dict[str, Any]:
+        """Everything the outcome depends on: settings, data, parents, version, and their hash.
+
+        How often a run logs or saves is left out: it changes what is written, not what is learnt.
 
         Raises:
             UserError: Something that the stage reads is not there.
         """
-        parents = [fingerprint_of(self.at(p)) or _weights_hash(self.at(p)) for p in self.parents()]
         for path in self.files():
             if not self.at(path).is_file():
                 raise UserError(f"{self.stage}: no such file: {self.at(path)}", "Check the path.")
-        settings = self.model_dump(mode="json", exclude={"run"})
-        hashes = [hash_file(self.at(path)) for path in self.files()]
-        return hash_value([settings, hashes, parents, instar.__version__])
+        cadence = {"training": {"log_every", "save_every"}}
+        record = {
+            "config": self.model_dump(mode="json", exclude={"run": True, **cadence}),
+            "data": {str(path): hash_file(self.at(path)) for path in self.files()},
+            "parents": {str(path): _origin(self.at(path)) for path in self.parents()},
+            "version": instar.__version__,
+        }
+        return {**record, "fingerprint": hash_value(record)}
 
 
-def _weights_hash(directory: Path) -> str:
-    """Hash of a checkpoint that was not made here."""
+def _origin(directory: Path) -> str:
+    """The fingerprint of a parent, or the hash of its files where it was not made here."""
+    fingerprint = fingerprint_of(directory)
+    if fingerprint:
+        return fingerprint
     found = sorted([*directory.glob("*.safetensors"), *directory.glob("tokenizer.json")])
     if not found:
         raise UserError(
@@ -145,55 +154,38 @@ class Stage(Generic[S]):
     run: Callable[[S, Display], Path]
 
 
-def up_to_date(config: StageConfig, display: Display) -> bool:
-    """Whether the output exists and was made under the same fingerprint."""
-    out = config.at(config.out)
-    if fingerprint_of(out) != config.fingerprint():
+def up_to_date(out: Path, provenance: dict[str, Any], display: Display) -> bool:
+    """Whether the output exists and was made from the same."""
+    if fingerprint_of(out) != provenance["fingerprint"]:
         return False
-    display.note(f"{config.stage}: {out} is up to date; delete it to make it again")
+    display.note(f"{out} is up to date; delete it to make it again")
     return True
-
-
-def finish(config: StageConfig, directory: Path, cost: Cost, extra: dict[str, Any]) -> None:
-    """Write the lineage that makes a directory count as finished."""
-    record = {
-        "stage": config.stage,
-        "parents": [str(config.at(p)) for p in config.parents()],
-        "fingerprint": config.fingerprint(),
-        "config": config.model_dump(mode="json"),
-        "data": {str(config.at(p)): hash_file(config.at(p)) for p in config.files()},
-        "seed": config.seed,
-        **extra,
-    }
-    write_lineage(directory, record, cost)
 
 
 def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
     """A stage's run: build the job, fit it, write the checkpoint; or go on where it stopped."""
 
     def run(config: T, display: Display) -> Path:
-        out = config.at(config.out)
-        if up_to_date(config, display):
+        out, provenance = config.at(config.out), config.provenance()
+        if up_to_date(out, provenance, display):
             return out
         watch = Stopwatch()
-        work = WorkDirectory(out, config.fingerprint())
+        work = WorkDirectory(out, provenance["fingerprint"])
         display.stage(config.stage, "getting ready")
         torch.manual_seed(config.seed)
         job = build(config)
         progress = _train(job, config.training, work, watch, display)
         with atomic_directory(out) as directory:
-            save_model(job.product, directory)
-            job.tokenizer.save(directory)
+            save_model(job.product, directory, job.tokenizer)
             shutil.copy(work.metrics, directory / "metrics.jsonl")
-            cost = Cost(
-                watch.wall_s,
-                watch.cpu_s,
-                progress.tokens,
-                progress.tokens * job.flops_per_token,
-                peak_rss_bytes(),
-            )
-            parameters = sum(p.numel() for p in job.product.parameters())
-            finish(config, directory, cost, {"steps": progress.step, "parameters": parameters})
+            flops = progress.tokens * job.flops_per_token
+            cost = Cost(watch.wall_s, watch.cpu_s, progress.tokens, flops, peak_rss_bytes())
+            made = {
+                "stage": config.stage,
+                "steps": progress.step,
+                "parameters": sum(p.numel() for p in job.product.parameters()),
+            }
+            write_lineage(directory, provenance | made, cost)
         work.remove()
         return out
 
@@ -220,8 +212,8 @@ def _train(
     save = Save(training, work, objective, optimizers, job.source, meter)
     hooks = [Log(training, meter, file, display, watch), save]
     if job.validate:
-        check = Validate(training, job.validate, objective, work, file, display)
-        hooks.insert(1, check)
+        # First, because it may end the run, and the log and the last save must know.
+        hooks.insert(0, Validate(training, job.validate, objective, work, file, display))
     try:
         fit(objective, job.source, optimizers, training, progress, hooks, meter)
     except Interrupted:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from instar.files import atomic_directory
-from instar.lineage import Cost, Stopwatch, peak_rss_bytes
+from instar.lineage import Cost, Stopwatch, peak_rss_bytes, write_lineage
+from instar.primer import mixture
 from instar.primer.mixture import PrimerConfig, write_primer
-from instar.stages.base import Stage, StageConfig, finish, up_to_date
+from instar.stages.base import Stage, StageConfig, up_to_date
 from instar.training.display import Display
+
+PRIMER = Path(mixture.__file__).parent
 
 
 class DataConfig(StageConfig):
@@ -19,18 +22,22 @@ class DataConfig(StageConfig):
     primer: PrimerConfig = PrimerConfig()
     """How much of everything."""
 
+    def files(self) -> list[Path]:
+        """The primer's own tables and code, so that a change there writes the data anew."""
+        return sorted(f for f in PRIMER.rglob("*") if f.suffix in (".py", ".tsv"))
+
 
 def run(config: DataConfig, display: Display) -> Path:
     """Write the files."""
-    out = config.at(config.out)
-    if up_to_date(config, display):
+    out, provenance = config.at(config.out), config.provenance()
+    if up_to_date(out, provenance, display):
         return out
     watch = Stopwatch()
     display.stage("data", "writing the primer")
     with atomic_directory(out) as directory:
         lines = write_primer(config.primer, config.seed, directory)
         cost = Cost(watch.wall_s, watch.cpu_s, peak_rss_bytes=peak_rss_bytes())
-        finish(config, directory, cost, {"lines": lines})
+        write_lineage(directory, provenance | {"stage": "data", "lines": lines}, cost)
     return out
 
 

@@ -35,7 +35,9 @@ def build(config: DPOConfig) -> Job:
     tokenizer = Tokenizer.load(config.at(config.init))
     policy = load_causal_lm(config.at(config.init))
     reference = load_causal_lm(config.at(config.init)).requires_grad_(False).to(default_device())
-    pairs = config.read(config.data, tokenizer, policy.config.max_position_embeddings)
+    context = policy.config.max_position_embeddings
+    pairs = config.read(config.data, tokenizer, context)
+    held_out = config.read(config.valid, tokenizer, context)
 
     def annotate(batch: Batch) -> Batch:
         batch = batch.to(default_device())
@@ -47,7 +49,8 @@ def build(config: DPOConfig) -> Job:
     # One forward and backward pass of the policy, one forward pass of the reference.
     flops = policy.config.flops_per_token(mean_length)
     flops += policy.config.flops_per_token(mean_length, backward=False)
-    return Job(objective, source, policy, tokenizer, flops)
+    validate = config.validator(held_out, tokenizer, objective, annotate)
+    return Job(objective, source, policy, tokenizer, flops, validate)
 
 
 STAGE = Stage("dpo", "learn from preference pairs directly", DPOConfig, trained(build))

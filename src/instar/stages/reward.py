@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +10,12 @@ import torch
 from annotated_types import Ge, Gt
 
 from instar.checkpoint import score_model_from
+from instar.data.batch import Batch
 from instar.data.pairs import Pair, pad_pairs, preference_pairs
 from instar.data.readers import read_all
 from instar.data.sources import ExampleSource
-from instar.distributed import world
+from instar.distributed import default_device, world
+from instar.objectives.base import Objective
 from instar.objectives.reward import BradleyTerry
 from instar.stages.base import Job, Stage, TrainedStageConfig, trained
 from instar.tokenizer.hf import Tokenizer
@@ -60,6 +63,25 @@ class PairsConfig(TrainedStageConfig):
             *world(),
         )
 
+    def validator(
+        self,
+        pairs: list[Pair],
+        tokenizer: Tokenizer,
+        objective: Objective,
+        annotate: Callable[[Batch], Batch],
+    ) -> Callable[[], dict[str, float]]:
+        """Measures the objective on held-out pairs."""
+
+        @torch.no_grad()
+        def validate() -> dict[str, float]:
+            meter = Meter()
+            for i in range(0, len(pairs), self.micro_batch):
+                batch = pad_pairs(pairs[i : i + self.micro_batch], tokenizer.pad_id)
+                meter.add(objective(annotate(batch)).metrics)
+            return meter.means()
+
+        return validate
+
 
 class RewardConfig(PairsConfig):
     """Learn a score that puts the better of two replies first."""
@@ -79,17 +101,12 @@ def build(config: RewardConfig) -> Job:
     held_out = config.read(config.valid, tokenizer, context)
     objective = BradleyTerry(model, config.center)
 
-    @torch.no_grad()
-    def validate() -> dict[str, float]:
-        meter = Meter()
-        for i in range(0, len(held_out), config.micro_batch):
-            batch = pad_pairs(held_out[i : i + config.micro_batch], tokenizer.pad_id)
-            meter.add(objective(batch.to(model.score.weight.device)).metrics)
-        return meter.means()
-
     mean_length = sum(map(len, pairs)) // len(pairs)
     flops = model.config.flops_per_token(mean_length)
     source = config.source(pairs, tokenizer)
+    validate = config.validator(
+        held_out, tokenizer, objective, lambda batch: batch.to(default_device())
+    )
     return Job(objective, source, model, tokenizer, flops, validate)
 
 

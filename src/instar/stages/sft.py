@@ -33,6 +33,8 @@ class SFTConfig(TrainedStageConfig):
     """The same, held out."""
     replay: list[Path] = []
     """Documents (`text` each) mixed in whole, against forgetting what pretraining taught."""
+    replay_documents: Positive = 4000
+    """The most documents to mix in."""
     batch_size: Positive = 64
     """Conversations an optimizer step."""
     micro_batch: Positive = 64
@@ -65,7 +67,7 @@ def build(config: SFTConfig) -> Job:
     examples = rows(config.data)
     if config.replay:
         texts = [d["text"] for d in read_all(map(config.at, config.replay), ("text",))]
-        for ids in tokenizer.encode_batch(texts):
+        for ids in tokenizer.encode_batch(texts[: config.replay_documents]):
             ids = [tokenizer.bos_id, *ids][:context]
             examples.append(Row(ids, [True] * len(ids)))
     held_out = rows(config.valid)

@@ -9,8 +9,8 @@ from annotated_types import Ge
 
 from instar.data.readers import read_all
 from instar.files import atomic_directory
-from instar.lineage import Cost, Stopwatch, peak_rss_bytes
-from instar.stages.base import Stage, StageConfig, finish, up_to_date
+from instar.lineage import Cost, Stopwatch, peak_rss_bytes, write_lineage
+from instar.stages.base import Stage, StageConfig, up_to_date
 from instar.tokenizer.bpe import FIRST_MERGE, train_bpe
 from instar.tokenizer.hf import save_tokenizer
 from instar.training.display import Display
@@ -37,8 +37,8 @@ class TokenizerConfig(StageConfig):
 
 def run(config: TokenizerConfig, display: Display) -> Path:
     """Train and save."""
-    out = config.at(config.out)
-    if up_to_date(config, display):
+    out, provenance = config.at(config.out), config.provenance()
+    if up_to_date(out, provenance, display):
         return out
     watch = Stopwatch()
     display.stage("tokenizer", "counting words")
@@ -50,7 +50,8 @@ def run(config: TokenizerConfig, display: Display) -> Path:
     with atomic_directory(out) as directory:
         save_tokenizer(directory, merges, config.max_length)
         cost = Cost(watch.wall_s, watch.cpu_s, peak_rss_bytes=peak_rss_bytes())
-        finish(config, directory, cost, {"merges": len(merges)})
+        made = {"stage": "tokenizer", "merges": len(merges)}
+        write_lineage(directory, provenance | made, cost)
     return out
 
 

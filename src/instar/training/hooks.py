@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 
 from torch import nn
 
@@ -31,7 +32,11 @@ class MetricsFile:
     def append(self, row: Mapping[str, float | int | str], progress: Progress) -> None:
         """Write a row and note in ``progress`` how long the file now is."""
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+            # A refused step has no loss; JSON knows no NaN.
+            known = {
+                k: v if not isinstance(v, float) or isfinite(v) else None for k, v in row.items()
+            }
+            stream.write(json.dumps(known) + "\n")
             progress.metrics_bytes = stream.tell()
 
 

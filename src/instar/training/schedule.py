@@ -6,6 +6,7 @@ import math
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
+from pydantic import model_validator
 
 from instar.config import Config
 
@@ -23,6 +24,14 @@ class ScheduleConfig(Config):
     """Share of the steps in which it falls; between the two it stays at its peak."""
     final: Share = 0.0
     """What is left at the end, as a share of the peak."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> ScheduleConfig:
+        if self.shape != "constant" and self.warmup + self.decay > 1:
+            raise ValueError(
+                f"warmup {self.warmup} and decay {self.decay} together are more than the whole run"
+            )
+        return self
 
 
 def factor(config: ScheduleConfig, step: int, steps: int) -> float:

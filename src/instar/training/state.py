@@ -110,7 +110,6 @@ def save_state(
         "optimizers": optimizers.state_dict(),
         "source": source.state_dict(),
         "meter": meter.state_dict(),
-        "rng": torch.get_rng_state(),
     }
     save_tensors(work.state, state)
 
@@ -134,7 +133,6 @@ def load_state(
     optimizers.load_state_dict(state["optimizers"])
     source.load_state_dict(state["source"])
     meter.load_state_dict(state["meter"])
-    torch.set_rng_state(state["rng"])
     progress = Progress(**state["progress"])
     if work.metrics.exists():
         os.truncate(work.metrics, progress.metrics_bytes)
