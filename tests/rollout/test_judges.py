@@ -86,7 +86,7 @@ def test_right_answers_are_better_than_their_group(
     assert measured["reward"] == pytest.approx(2 / 6)
     assert measured["undecided_groups"] == 0.5
     assert measured["finished"] == pytest.approx(5 / 6)
-    assert measured["reply_tokens"] == pytest.approx((2 + 2 + 8 + 3 + 3 + 1) / 6)
+    assert measured["length"] == pytest.approx((2 + 2 + 8 + 3 + 3 + 1) / 6)
     assert batch.old_logprobs is batch.reference_logprobs is batch.weight is None
 
 

@@ -19,6 +19,8 @@ from instar.primer.split import Split, split_of
 
 DIRECT_SHARE = 0.65
 """How many demonstrations answer at a glance; the others work it out."""
+WORKED_PROSE = 0.8
+"""How many of the problems in the readings are worked out: readings explain, people blurt."""
 EXAM_SHARE = 0.1
 """How many operand pairs are kept for exams."""
 LEVEL_WEIGHTS = {1: 0.2, 2: 0.6, 3: 0.2}
@@ -160,10 +162,11 @@ def conversations(rng: random.Random, language: Language) -> Iterator[Conversati
 
 
 def prose(rng: random.Random, language: Language) -> str:
-    """A paragraph of three to six solved problems for the readings, half of them worked out."""
+    """A paragraph of three to six solved problems for the readings, most of them worked out."""
     stream = problems(rng)
     solved = [
-        rng.choice((direct, worked))(next(stream), language) for _ in range(rng.randint(3, 6))
+        (worked if rng.random() < WORKED_PROSE else direct)(next(stream), language)
+        for _ in range(rng.randint(3, 6))
     ]
     return (" " if language == "en" else "").join(solved)
 

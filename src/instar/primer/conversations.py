@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 
 from instar.data.schema import Conversation, Language, Message
@@ -38,6 +39,10 @@ from instar.primer.translation import (
 )
 
 
+ADDRESSED_SHARE = 0.4
+"""How many questions come with words around them."""
+
+
 def qa_pool(rng: random.Random) -> Iterator[Question]:
     """Endless questions with one right answer that can be said in any style.
 
@@ -52,7 +57,17 @@ def qa_pool(rng: random.Random) -> Iterator[Question]:
     shares = [share for share, _ in makers]
     while True:
         _, make = rng.choices(makers, shares)[0]
-        yield make(rng, rng.choice(LANGUAGES))
+        asked = make(rng, rng.choice(LANGUAGES))
+        yield addressed(asked, rng) if rng.random() < ADDRESSED_SHARE else asked
+
+
+def addressed(asked: Question, rng: random.Random) -> Question:
+    """The same question as people put it: with a greeting, a reason or thanks around it.
+
+    A model that has only met bare questions takes every unfamiliar word for another task.
+    """
+    around = [row["template"] for row in table("addresses") if row["language"] == asked.language]
+    return replace(asked, prompt=rng.choice(around).replace("{question}", asked.prompt))
 
 
 def conversations(rng: random.Random) -> Iterator[Conversation]:

@@ -37,7 +37,7 @@ Positive = Annotated[int, Gt(0)]
 T = TypeVar("T")
 
 LANGUAGES: tuple[Language, Language] = ("zh", "en")
-CONVERSATION_SHARES = {"everyday": 0.62, "arithmetic": 0.18, "logic": 0.08, "safety": 0.12}
+CONVERSATION_SHARES = {"everyday": 0.54, "arithmetic": 0.28, "logic": 0.06, "safety": 0.12}
 """What fine-tuning reads."""
 QUESTION_SHARES = {"everyday": 0.58, "arithmetic": 0.06, "logic": 0.06, "safety": 0.30}
 """What preferences, PPO's prompts and comparisons are about."""
@@ -79,7 +79,7 @@ def write_primer(config: PrimerConfig, seed: int, directory: Path) -> dict[str, 
     Returns:
         File name to number of lines.
     """
-    extra = (arithmetic.prose, logic.prose)
+    extra = (arithmetic.prose, arithmetic.prose, arithmetic.prose, logic.prose)
     valid = config.conversations // 40 + 1
     files: dict[str, Iterable[Any]] = {
         "readings": readings.corpus(seed, config.reading_bytes, extra),

@@ -27,7 +27,7 @@ def _shared(rollout: Rollout) -> dict[str, float]:
     """What every judge reports of the replies themselves."""
     finished = rollout.finished.float()
     return {
-        "reply_tokens": rollout.batch.mask.sum().item() / len(finished),
+        "length": rollout.batch.mask.sum().item() / len(finished),
         "finished": finished.mean().item(),
     }
 
