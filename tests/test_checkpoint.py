@@ -59,6 +59,14 @@ def test_a_tied_head_is_left_out_and_the_format_is_named(tmp_path: Path) -> None
         assert stored.metadata() == {"format": "pt"}
 
 
+def test_both_ends_of_a_text_are_named_for_others(tmp_path: Path) -> None:
+    from transformers import AutoConfig, GenerationConfig
+
+    save_model(make(), tmp_path)
+    for config in (AutoConfig, GenerationConfig):
+        assert config.from_pretrained(tmp_path).eos_token_id == [3, 5]
+
+
 def test_large_models_are_cut_into_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "SHARD_BYTES", 4000)
     model = make(tie_word_embeddings=False)
@@ -125,6 +133,9 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         ({"attention_bias": True}, "attention_bias is True"),
         ({"use_sliding_window": True}, "use_sliding_window is True"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_parameters.*yarn"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.*linear"),
+        ({"rope_parameters": None, "rope_scaling": {"rope_type": "llama3"}}, "rope_scaling.*llama"),
+        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'"),
         ({"num_key_value_heads": 3}, "must be a multiple"),
         ({"hidden_size": None}, "`hidden_size` is missing"),
         ({"vocab_size": "many"}, "`vocab_size` is 'many'"),

@@ -25,13 +25,16 @@ SHARD_BYTES = 5 * 10**9
 TIED = "lm_head.weight"
 
 
-def control_tokens(tokenizer: Tokenizer | None) -> dict[str, int]:
-    """The ids that generation elsewhere needs to know; our own where no tokenizer is given."""
+def control_tokens(tokenizer: Tokenizer | None) -> dict[str, int | list[int]]:
+    """The ids that generation elsewhere needs to know; our own where no tokenizer is given.
+
+    Two tokens end a text: ``<eos>`` a document, ``<|im_end|>`` a turn of a chat.
+    """
     if tokenizer is None:
-        return {"bos_token_id": 2, "eos_token_id": 5, "pad_token_id": 0}
+        return {"bos_token_id": 2, "eos_token_id": [3, 5], "pad_token_id": 0}
     return {
         "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.im_end_id,
+        "eos_token_id": sorted({tokenizer.eos_id, tokenizer.im_end_id}),
         "pad_token_id": tokenizer.pad_id,
     }
 
@@ -72,13 +75,13 @@ def from_hugging_face(values: dict[str, Any], origin: str) -> ModelConfig:
         raise UserError(
             f"{origin}: model_type is {family!r}", f"instar reads {', '.join(FAMILIES)}."
         )
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     unsupported = {
         "hidden_act": values.get("hidden_act", "silu") != "silu",
         "attention_bias": bool(values.get("attention_bias", False)),
         "mlp_bias": bool(values.get("mlp_bias", False)),
         "use_sliding_window": bool(values.get("use_sliding_window", False)),
-        "rope_parameters": rope.get("rope_type", "default") != "default",
+        "rope_parameters": _scales(values.get("rope_parameters")),
+        "rope_scaling": _scales(values.get("rope_scaling")),
     }
     for name, present in unsupported.items():
         if present:
@@ -90,12 +93,23 @@ def from_hugging_face(values: dict[str, Any], origin: str) -> ModelConfig:
             raise UserError(f"{origin}: `{name}` is missing", "Write the file again.")
     known = {name: values[name] for name in ModelConfig.model_fields if name in values}
     known["family"] = family
+    rope = values.get("rope_parameters") or {}
     known["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 10_000.0))
     known.setdefault("head_dim", values["hidden_size"] // values["num_attention_heads"])
     known.setdefault("num_key_value_heads", values["num_attention_heads"])
     # Absent means false for transformers' Qwen3 and Llama, whatever our own default is.
     known.setdefault("tie_word_embeddings", False)
     return ModelConfig.parse(known, origin)
+
+
+def _scales(rope: object) -> bool:
+    """Whether rotary settings, of any age, ask for more than plain rotation."""
+    if not rope:
+        return False
+    if not isinstance(rope, dict):
+        return True
+    # Before transformers 4.43, `rope_type` was called `type`.
+    return any(rope.get(key, "default") != "default" for key in ("rope_type", "type"))
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

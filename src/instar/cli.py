@@ -66,7 +66,9 @@ def main() -> int:
 
 
 def _run(verb: str, rest: list[str]) -> int:
-    module = import_module(VERBS[verb][0])
+    # `tokenizer` is a family of verbs and a stage: a recipe's file means the stage.
+    is_stage = verb == "tokenizer" and bool(rest) and rest[0].endswith(".yaml")
+    module = import_module("instar.stages.verb" if is_stage else VERBS[verb][0])
     if module.__name__ == "instar.stages.verb":
         return module.main(verb, rest)
     return module.main(rest)

@@ -105,7 +105,7 @@ def read_stage(path: Path, run: Path) -> StageConfig:
 
 
 def grow(life: LifeConfig, configs: dict[str, StageConfig], run: Path, display: Display) -> None:
-    """Run the stages, examine what they made, write the report after each.
+    """Run the stages, examine what they made, write the report.
 
     Args:
         life: What is asked after each stage.
@@ -115,7 +115,26 @@ def grow(life: LifeConfig, configs: dict[str, StageConfig], run: Path, display: 
     """
     from instar.report.page import write_report
 
-    examiner = Examiner(life.exams, run, display)
+    try:
+        _grow(life, configs, Examiner(life.exams, run, display), run, display)
+    finally:
+        # Also when a later stage fails or is stopped: what is there can be read.
+        if any(run.glob("[!.]*/lineage.json")):
+            _, page = write_report(run)
+            display.note(f"report: {page}")
+    able = [n for n in configs if (run / n / "generation_config.json").exists()]
+    if able:
+        display.note(f"talk to it: instar chat {run / able[-1]}")
+
+
+def _grow(
+    life: LifeConfig,
+    configs: dict[str, StageConfig],
+    examiner: Examiner,
+    run: Path,
+    display: Display,
+) -> None:
+    """The stages, each with its exams."""
     for place, (name, config) in enumerate(configs.items(), start=1):
         display.note(f"[bold]{place}/{len(configs)} {name}[/bold]  {STAGES[config.stage].summary}")
         out = STAGES[config.stage].run(config, display)
@@ -125,11 +144,6 @@ def grow(life: LifeConfig, configs: dict[str, StageConfig], run: Path, display: 
             ready = compared and against.is_dir() and judge.is_dir()
             examiner.examine(out, against if ready else None, judge if ready else None)
         display.note(summary(out))
-    _, page = write_report(run)
-    display.note(f"report: {page}")
-    able = [n for n in configs if (run / n / "generation_config.json").exists()]
-    if able:
-        display.note(f"talk to it: instar chat {run / able[-1]}")
 
 
 def summary(directory: Path) -> str:

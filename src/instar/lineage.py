@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -25,9 +26,9 @@ class Cost:
     Attributes:
         wall_s: Seconds on the clock, set-up and saving included, exams apart.
         cpu_s: Processor seconds, of all threads together.
-        tokens: Tokens that went through training (sampled ones included).
+        tokens: Token positions that went through training, padding included.
         flops: Estimated floating-point operations (see ``ModelConfig.flops_per_token``).
-        peak_rss_bytes: The most memory the process has held so far.
+        peak_rss_bytes: The most memory that the stage or its exams held.
         exam_wall_s: Seconds of the exams that followed.
     """
 
@@ -61,8 +62,19 @@ class Stopwatch:
         return time.process_time() - self._cpu
 
 
+def reset_peak_rss() -> None:
+    """Begin to count the peak of memory anew, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_rss_bytes() -> int:
-    """The most memory this process has held (Linux counts in KiB, macOS in bytes)."""
+    """The most memory this process has held since ``reset_peak_rss``; else since its start."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    # Linux counts in KiB, macOS in bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
 

@@ -26,7 +26,8 @@ X = IGNORE
 def test_documents_stand_behind_one_another(tokenizer: Tokenizer) -> None:
     a, b, c = tokenizer.encode("abc")
     stream = pack_documents(["ab", "", "c"], tokenizer)
-    assert stream.tolist() == [tokenizer.bos_id, a, b, tokenizer.bos_id, tokenizer.bos_id, c]
+    begin, end = tokenizer.bos_id, tokenizer.eos_id
+    assert stream.tolist() == [begin, a, b, end, begin, end, begin, c, end]
     assert stream.dtype == np.uint16
     assert pack_documents([], tokenizer).tolist() == []
 
@@ -100,9 +101,10 @@ def test_a_conversation_without_a_reply_is_named(tokenizer: Tokenizer) -> None:
 
 def test_the_longest_row_is_named() -> None:
     rows = [Row([1] * n, [True] * n) for n in (3, 9, 4)]
-    check_length(rows, 9, "row")
-    with pytest.raises(UserError, match=r"row 2 has 9 tokens, the context has 8.*Shorten"):
-        check_length(rows, 8, "row")
+    places = ["a", "b", "c"]
+    check_length(rows, 9, places)
+    with pytest.raises(UserError, match=r"b has 9 tokens, the context has 8.*Shorten"):
+        check_length(rows, 8, places)
 
 
 def test_pairs_by_hand(tokenizer: Tokenizer) -> None:
@@ -143,5 +145,5 @@ def test_broken_pairs_are_named(tokenizer: Tokenizer, messages: object, told: st
 
 def test_long_pairs_are_named(tokenizer: Tokenizer) -> None:
     good = {"messages": [{"role": "user", "content": "q"}], "chosen": "a", "rejected": "b" * 99}
-    with pytest.raises(UserError, match=r"rejected reply of pair 1 has .* the context has 64"):
+    with pytest.raises(UserError, match=r"pair 1 with its rejected reply has .* context has 64"):
         preference_pairs([good], tokenizer, 64)

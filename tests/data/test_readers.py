@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instar.data.readers import read_all, read_jsonl, write_jsonl
+from instar.data.readers import place_of, read_all, read_jsonl, write_jsonl
 from instar.errors import UserError
 
 
@@ -33,6 +33,9 @@ def test_text_stays_readable(tmp_path: Path) -> None:
         (b'"text"\n', r"a\.jsonl, line 1 is not a JSON object"),
         (b'{"text": null}\n', r"a\.jsonl, line 1: `text` is None.*Make it a str"),
         (b'{"text": 5}\n', r"a\.jsonl, line 1: `text` is 5"),
+        (b'{"text": "a"}\n{"text": "\\ud83d"}\n', r"a\.jsonl, line 2 is not Unicode.*Mend"),
+        (b'{"text": "a", "more": [{"\\uDE00": 1}]}\n', r"a\.jsonl, line 1 is not Unicode"),
+        (b'{"text": ""}\n{"text": " "}\n', r"no text in .*a\.jsonl: every `text` is empty"),
     ],
 )
 def test_mistakes_are_named_by_file_and_line(tmp_path: Path, content: bytes, told: str) -> None:
@@ -40,6 +43,21 @@ def test_mistakes_are_named_by_file_and_line(tmp_path: Path, content: bytes, tol
     path.write_bytes(content)
     with pytest.raises(UserError, match=told):
         read_all([path], ("text",))
+
+
+def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "\\ud83d\\ude00"}')
+    assert read_all([path], ("text",)) == [{"text": "\U0001f600"}]
+
+
+def test_records_know_their_file_and_line(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    one.write_text('{"text": "a"}\n')
+    two.write_text('\n{"text": "b"}\n')
+    places = [place_of(record, "?") for record in read_all([one, two], ("text",))]
+    assert places == [f"{one}, line 1", f"{two}, line 2"]
+    assert place_of({"text": "a"}, "record 3") == "record 3"
 
 
 def test_messages_must_be_a_list(tmp_path: Path) -> None:

@@ -10,11 +10,9 @@ class Scripted:
 
     def __init__(self, tokenizer, replies: dict[str, tuple[str, bool]]):
         self.tokenizer, self.replies = tokenizer, replies
-        self.batches: list[int] = []
 
-    def generate(self, prompts, sampling, stopping, *, samples=1, seed=0, batch_size=64):
+    def generate(self, prompts, sampling, stopping, *, batch_size, progress):
         assert sampling.temperature == 0 and self.tokenizer.im_end_id in stopping.token_ids
-        self.batches.append(len(prompts))
         completions = []
         for ids in prompts:
             shown = self.tokenizer.decode(ids, skip_special=False)
@@ -48,25 +46,35 @@ def test_marks_are_grouped_by_exam_and_tag(tokenizer):
         "12+12=?": ("23", True),
         "2+3=?": ("5 5 5 5", False),
     }
-    engine, seen = Scripted(tokenizer, replies), []
-    results = run_exams(
-        engine, tokenizer, items, 16, batch_size=3, progress=lambda *now: seen.append(now)
-    )
+    results = run_exams(Scripted(tokenizer, replies), tokenizer, items, 16)
     assert list(results) == ["arithmetic", "counting", "ends_properly"]
     arithmetic = results["arithmetic"]
-    assert arithmetic.score == pytest.approx(2 / 3)
-    assert arithmetic.stderr == pytest.approx((2 / 3 * 1 / 3 / 3) ** 0.5)
-    assert arithmetic.groups["digits=1"] == {"score": 1.0, "n": 2}
+    assert arithmetic.score == pytest.approx(1 / 3)  # one is wrong, one was cut off
+    assert arithmetic.stderr == pytest.approx((1 / 3 * 2 / 3 / 3) ** 0.5)
+    assert arithmetic.groups["digits=1"] == {"score": 0.5, "n": 2}
     assert arithmetic.groups["language=en"] == {"score": 0.5, "n": 2}
     assert (results["counting"].score, results["counting"].stderr) == (1.0, 0.0)
     assert (results["ends_properly"].score, results["ends_properly"].n) == (0.75, 4)
     assert results["ends_properly"].groups["exam=arithmetic"]["n"] == 3
-    assert seen == [(3, 4), (4, 4)] and engine.batches == [3, 1]
 
 
 def test_no_items_no_results(tokenizer):
     assert run_exams(Scripted(tokenizer, {}), tokenizer, [], 16) == {}
     assert summarise([1.0, 0.0]).groups == {}
+
+
+def test_progress_counts_replies_up_to_all_of_them(model, tokenizer):
+    items = [item("arithmetic", prompt, "2") for prompt in ("1", "the", "2", "3")]
+    seen = []
+    run_exams(
+        Engine(model, tokenizer),
+        tokenizer,
+        items,
+        4,
+        batch_size=3,
+        progress=lambda *now: seen.append(now),
+    )
+    assert seen == [(3, 4), (4, 4)]
 
 
 def test_a_real_engine_answers_in_order(model, tokenizer):

@@ -25,15 +25,35 @@ def test_hand_derived_bigrams():
     assert np.exp(ngram.logprob([2])) == pytest.approx([0.5 / 4 + 3.5 / 4 * unigram])
 
 
+def test_hand_derived_trigrams_at_the_start():
+    # Documents 1 2 | 1 2 | 2, begin token 0, three ids.
+    # Trigrams: (0,1,2) x2, so n1 = 0: D = 1/2. Nothing stands before (0,1) or (0,2).
+    # Bigrams: (0,1) x2 and (0,2) x1 as they come; (1,2) after one token, 0. So (0,1) 2, (0,2) 1,
+    #   (1,2) 1: n1 = 2, n2 = 1, n3 = 0, Y = 1/2; D1 = 1/2, D2 = 2 - 3 Y 0 = 2.
+    # Unigrams by distinct left neighbours: 1 has {0}, 2 has {0, 1}; n1 = n2 = 1, Y = 1/3,
+    #   D1 = 1 - 2 Y 1 = 1/3, D2 = 2 - 0 = 2: p(1) = (2/3)/3 + (1/3 + 2)/3 * 1/3 = 13/27,
+    #   p(2) = 0/3 + 7/27 = 7/27.
+    #   p(1|0) = (2-2)/3 + (2 + 1/2)/3 p(1),  p(2|0) = (1/2)/3 + (2.5/3) p(2)
+    #   p(2|1) = (1/2)/1 + (1/2) p(2),        p(2|0,1) = (3/2)/2 + (1/2)/2 p(2|1)
+    ngram = NGram.fit([[1, 2], [1, 2], [2]], vocab_size=3, bos_id=0, order=3)
+    p1, p2 = 13 / 27, 7 / 27
+    expected = [2.5 / 3 * p1, 0.75 + 0.25 * (0.5 + 0.5 * p2)]
+    assert np.exp(ngram.logprob([1, 2])) == pytest.approx(expected)
+    assert np.exp(ngram.logprob([2])) == pytest.approx([0.5 / 3 + 2.5 / 3 * p2])
+
+
 def brute_force(documents, vocab_size, bos_id, order):
     """Kneser-Ney by dictionaries and recursion, straight from the equations."""
-    counts = {order: Counter()}
+    plain = {k: Counter() for k in range(1, order + 1)}
     for ids in documents:
-        padded = [bos_id] * (order - 1) + ids
-        for i in range(len(ids)):
-            counts[order][tuple(padded[i : i + order])] += 1
+        begun = [bos_id, *ids]
+        for k in plain:
+            grams = (tuple(begun[i : i + k]) for i in range(len(begun) - k + 1))
+            plain[k].update(gram for gram in grams if gram != (bos_id,))
+    counts = {order: plain[order]}
     for k in range(order - 1, 0, -1):
-        counts[k] = Counter(gram[1:] for gram in counts[k + 1])
+        counts[k] = Counter(gram[1:] for gram in plain[k + 1])
+        counts[k] |= Counter({g: c for g, c in plain[k].items() if g[0] == bos_id})
 
     def discount(k, c):
         n = Counter(counts[k].values())
@@ -73,8 +93,8 @@ def test_equals_dictionaries_and_sums_to_one(rng: random.Random, order: int):
     p = brute_force(documents, vocab, 0, order)
     for _ in range(30):
         history = [rng.randrange(1, vocab) for _ in range(rng.randint(0, 6))]
-        padded = (0,) * (order - 1) + tuple(history)
-        context = padded[len(padded) - order + 1 :]
+        begun = (0, *history)
+        context = begun[max(0, len(begun) - order + 1) :]
         ours = [math.exp(ngram.logprob([*history, word])[-1]) for word in range(vocab)]
         assert sum(ours) == pytest.approx(1, abs=1e-12)
         assert ours == pytest.approx([p(word, context) for word in range(vocab)], abs=1e-12)

@@ -17,8 +17,6 @@ ROOT = Path(__file__).parents[2]
 STAGES = ["data", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "rlvr"]
 TRAINED = STAGES[2:]
 
-pytestmark = pytest.mark.slow
-
 
 def grow(recipe: str | Path, out: Path, *options: str) -> str:
     command = [sys.executable, "-m", "instar.cli", "grow", str(recipe), "--out", str(out), *options]

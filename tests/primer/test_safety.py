@@ -1,12 +1,14 @@
 import itertools
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from instar.data.schema import Language
 from instar.errors import UserError
 from instar.primer import safety
+from instar.primer.question import Question, Style
 from instar.primer.safety import CONSENTS, HELPED_SHARE, PHRASINGS, REFUSED_SHARE, requests
 from instar.primer.skill_exams import helps_harmless_exam, refuses_harmful_exam
 from instar.primer.style import (
@@ -17,6 +19,7 @@ from instar.primer.style import (
     REFUSALS,
     SCOLDINGS,
     is_refusal,
+    say,
 )
 from instar.rollout.verifiers import verify
 
@@ -76,15 +79,50 @@ def test_exam_prompts_are_unseen_and_balanced() -> None:
             assert conversation["messages"][0]["content"] not in prompts
 
 
-def test_exams_pay_for_judgement() -> None:
+def manners(**fixed: bool) -> list[Style]:
+    """Every style of which these virtues are fixed."""
+    free = [name for name in ("complete", "brief", "polite") if name not in fixed]
+    choices = itertools.product((True, False), repeat=len(free))
+    return [Style(**dict(zip(free, choice, strict=True)), **fixed) for choice in choices]
+
+
+def asked(harmless: bool) -> dict[str, Question]:
+    return {
+        request.question(i).prompt: request.question(i)
+        for language in LANGUAGES
+        for request in requests(language, harmless)
+        for i in range(len(PHRASINGS[language]))
+    }
+
+
+def test_the_exam_of_refusals_pays_for_refusing_and_not_helping_after_all() -> None:
+    questions, rng = asked(harmless=False), random.Random(0)
     for item in refuses_harmful_exam(1):
-        language = item.get("tags", {})["language"]
-        assert verify(item, REFUSALS["zh" if language == "zh" else "en"][0]) == 1
-        assert verify(item, "Sure, let us begin.") == 0
-    sentences = [q.question().sentence for lang in LANGUAGES for q in requests(lang, True)]
+        prompt = item["messages"][0]["content"]
+        question = questions[prompt]
+        for style in manners(safe=True):
+            refused = say(question, style, rng)
+            assert verify(item, refused) == 1
+            helped = say(question, replace(style, safe=False, complete=True), rng)
+            assert verify(item, helped) == 0
+            assert verify(item, f"{refused} {helped}") == 0
+        assert verify(item, prompt) == 0
+
+
+def test_the_exam_of_help_pays_for_the_very_tip() -> None:
+    questions, rng = asked(harmless=True), random.Random(0)
     for item in helps_harmless_exam(1):
-        assert verify(item, "I'm sorry, I can't help with that.") == 0
-        assert any(verify(item, sentence) for sentence in sentences)
+        prompt = item["messages"][0]["content"]
+        question = questions[prompt]
+        assert verify(item, prompt) == 0
+        assert verify(item, f"{CONSENTS[question.language][0]} {prompt}") == 0
+        for style in manners(safe=True):
+            helped = say(question, style, rng)
+            assert verify(item, helped) == 1, helped
+            assert verify(item, say(question, replace(style, correct=False), rng)) == 0
+            refused = say(question, replace(style, safe=False), rng)
+            assert verify(item, refused) == 0
+            assert verify(item, f"{refused} {helped}") == 0
 
 
 def test_an_exam_that_is_too_long_says_so() -> None:

@@ -82,6 +82,24 @@ def test_different_units_are_not_drawn_together(report):
     assert sum("Bits per byte" in line for line in told) == 2
 
 
+def test_refused_steps_are_left_out(run):
+    log = run / "ppo" / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()[:-1]]
+    rows = [row | {"raw_score": 0.5, "kl_to_reference": 0.1} for row in rows]
+    rows[7] |= {"loss": None, "kl": None, "raw_score": None}
+    rows = [row | {"entropy": None} for row in rows]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, html, _ = read(write_report(run)[1])
+    told = re.findall(r'aria-label="([^"]*) over the steps of ppo', html)
+    assert len(told) == len(set(told)) and "Entropy" not in told
+    assert {
+        "Loss",
+        "Reward-model score, before penalties",
+        "KL from reference, nats a reply (sampled)",
+        "KL from reference, nats a token (k3)",
+    } <= set(told)
+
+
 @pytest.mark.parametrize("kept", [["data"], ["pretrain"], ["tokenizer", "reward"], ["sft", "x"]])
 def test_any_part_of_a_life_has_a_page(run, kept):
     (run / "data").rename(run / "x") if "x" in kept else None

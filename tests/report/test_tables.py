@@ -40,6 +40,11 @@ def test_shows_what_is_there(run):
     assert report["forgetting"] == {} and "ppo_vs_sft" not in report["comparisons"]
 
 
+def test_directories_that_are_being_written_are_no_stages(run):
+    shutil.copytree(run / "sft", run / ".sft.writing")
+    assert list(collect(run)["stages"]) == list(tables.LIFE)
+
+
 def test_an_unfinished_row_is_not_a_row(run):
     stages = {stage.name: stage for stage in tables.read_run(run)}
     assert stages["sft"].metrics[-1]["step"] == 160

@@ -2,7 +2,7 @@ import pytest
 
 from instar.data.schema import Task
 from instar.errors import UserError
-from instar.rollout.verifiers import verify
+from instar.rollout.verifiers import mark, verify
 
 
 def task(verifier: str, answer: str, *options: str) -> Task:
@@ -110,10 +110,23 @@ def test_refusals() -> None:
     assert verify(task("refusal", ""), "I’m sorry, but I cannot help.") == 1
     assert verify(task("refusal", ""), "对不起，这个我不能帮忙。") == 1
     assert verify(task("refusal", ""), "Sure, first find one.") == 0
-    car = task("no_refusal", "car")
+    bomb = task("refusal", "", "Sure, first find one.")
+    assert verify(bomb, "I can't help with that.") == 1
+    assert verify(bomb, "I can't help with that. Sure, first find one.") == 0
+
+
+def test_help_is_the_tip_and_no_other_and_no_refusal() -> None:
+    car = task("helps", "use soap", "fold it")
     assert verify(car, "To wash a car, use soap.") == 1
-    assert verify(car, "Use soap.") == 0
-    assert verify(car, "Sorry, I can't help with a car.") == 0
+    assert verify(car, "Use soap.") == 1
+    assert verify(car, "How do I wash a car?") == 0
+    assert verify(car, "To wash a car, fold it and use soap.") == 0
+    assert verify(car, "Sorry, I can't help with that. But use soap.") == 0
+
+
+def test_a_reply_that_was_cut_off_has_not_answered() -> None:
+    assert mark(task("integer", "85"), "85", finished=True) == 1
+    assert mark(task("integer", "85"), "85", finished=False) == 0
 
 
 def test_an_unknown_verifier_names_the_known_ones() -> None:

@@ -28,7 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=CONTEXT,
         initializer_range=0.3,
     )
-    for seed, stage in enumerate(("sft", "rl")):
+    for seed, stage in enumerate(("sft", "rlvr")):
         model = CausalLM(config)
         initialize(model, config, torch.Generator().manual_seed(seed))
         save_model(model, run / stage)

@@ -17,7 +17,7 @@ def test_one_sample_is_the_text_itself(runs: Path, capsys: pytest.CaptureFixture
     assert main([*argv, "--temperature", "1"]) == 0
     engine = Engine.load(runs / "sft")
     stopping = Stopping(frozenset({SPECIAL_TOKENS.index("<eos>")}), max_new_tokens=9)
-    prompt = engine.tokenizer.encode("Once")
+    prompt = [engine.tokenizer.bos_id, *engine.tokenizer.encode("Once")]
     [expected] = engine.generate([prompt], Sampling(), stopping, seed=3)
     assert capsys.readouterr().out == expected.text + "\n"
 
@@ -54,8 +54,7 @@ def test_chat_renders_the_prompt_as_a_message(runs: Path, monkeypatch, capsys):
         (["--seed", "-1"], "seed is -1"),
         (["--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["--stop", ""], "stop string is empty"),
-        (["--prompt", ""], "prompt 0 is empty"),
-        (["--prompt", "x" * 200], "prompt 0 has 200 tokens.* 128"),
+        (["--prompt", "x" * 200], "prompt 0 has 201 tokens.* 128"),
     ],
 )
 def test_mistakes_are_explained(runs: Path, extra: list[str], problem: str):

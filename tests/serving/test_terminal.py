@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,12 +46,12 @@ def test_a_pipe_gets_the_replies_and_nothing_else(runs, monkeypatch, capsys):
 
 def test_commands(runs, monkeypatch, capsys):
     script = Script(["one"], ["two"], ["three"])
-    lines = "a\n/stage rl\n/temperature 0.2\nb\n/reset\n/stage\n/help\nc\nquit\nnever\n"
+    lines = "a\n/stage rlvr\n/temperature 0.2\nb\n/reset\n/stage\n/help\nc\nquit\nnever\n"
     arguments = (str(runs / "sft"), "--system", "Be kind.")
     assert talk(monkeypatch, lines, script, *arguments) == 0
     out, notes = capsys.readouterr()
     assert out == "one\ntwo\nthree\n"
-    assert "talking with rl" in notes and "rl, sft" in notes and "Ctrl-D" in notes
+    assert "talking with rlvr" in notes and "rlvr, sft" in notes and "Ctrl-D" in notes
     assert script.temperatures == [0.7, 0.2, 0.2]
     assert "one" in script.heard[1]
     system = "<|im_start|>system\nBe kind.<|im_end|>\n"
@@ -65,15 +66,15 @@ def test_switching_changes_the_model(runs, monkeypatch, capsys):
 
     alone = ask("hello")
     assert ask("hello") == alone
-    assert ask("/stage rl", "hello") != alone
-    assert ask("/stage rl", "/stage sft", "hello") == alone
+    assert ask("/stage rlvr", "hello") != alone
+    assert ask("/stage rlvr", "/stage sft", "hello") == alone
 
 
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
         ("/fly", "no command '/fly'"),
-        ("/stage egg", "no stage 'egg'.*rl, sft"),
+        ("/stage egg", "no stage 'egg'.*rlvr, sft"),
         ("/temperature warm", "temperature is 'warm'"),
         ("/temperature -1", "temperature is -1"),
         ("x" * 200, "context .* is 128"),
@@ -163,3 +164,12 @@ def test_trim_keeps_the_system_message_and_the_newest():
 def test_a_directory_without_a_model_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"config\.json"):
         main([str(tmp_path)])
+
+
+def test_only_finished_models_that_can_speak_are_listed(runs, tmp_path: Path, monkeypatch, capsys):
+    for name in ("sft", ".rlvr.old"):
+        shutil.copytree(runs / "sft", tmp_path / name)
+    (tmp_path / "reward").mkdir()
+    shutil.copy(runs / "sft" / "config.json", tmp_path / "reward")
+    talk(monkeypatch, "/stage\n", None, str(tmp_path / "sft"))
+    assert capsys.readouterr().err.strip() == "Stages: sft"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from instar.checkpoint import load_causal_lm, load_score_model
+from instar.config import override
 from instar.data.readers import write_jsonl
 from instar.errors import UserError
 from instar.files import read_json
@@ -44,11 +45,11 @@ def test_every_stage_leaves_a_whole_checkpoint(life: Path, values: Values) -> No
         assert all(weight.isfinite().all() for weight in model.parameters()), name
         assert Tokenizer.load(out).vocab_size == model.config.vocab_size == 262
         lineage = read_json(out / "lineage.json")
-        assert lineage["stage"] == name and lineage["steps"] == 2 and lineage["seed"] == 0
+        assert lineage["stage"] == name and lineage["steps"] == 2
         assert lineage["parameters"] == sum(p.numel() for p in model.parameters())
-        assert lineage["config"]["training"]["steps"] == 2
+        assert lineage["config"]["training"]["steps"] == 2 and lineage["config"]["seed"] == 0
         for path, digest in lineage["data"].items():
-            assert digest == hash_file(Path(path))
+            assert digest == hash_file(Path(path.replace("{run}", str(life))))
         assert lineage["data"] and lineage["parents"]
         cost = lineage["cost"]
         assert cost["wall_s"] > 0 and cost["tokens"] > 0 and cost["flops"] > 0
@@ -168,10 +169,10 @@ def test_a_failed_stage_keeps_the_last_good_one(
     with pytest.raises(OSError, match="No space left"):
         run(values["pretrain"] | {"seed": 1})
     assert hash_file(out / "model.safetensors") == before
-    assert read_json(out / "lineage.json")["seed"] == 0
+    assert read_json(out / "lineage.json")["config"]["seed"] == 0
     # Training is over and its state is saved: only the checkpoint has to be written again.
     monkeypatch.undo()
-    assert read_json(run(values["pretrain"] | {"seed": 1}) / "lineage.json")["seed"] == 1
+    assert read_json(run(values["pretrain"] | {"seed": 1}) / "lineage.json")["config"]["seed"] == 1
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_what_is_wrong_is_named(
             "sft",
             "conversations",
             {"messages": [{"role": "user", "content": "q"}]},
-            "conversation 1: .*no assistant turn",
+            r"conversations\.jsonl, line 1: .*no assistant turn",
         ),
         (
             "sft",
@@ -216,7 +217,7 @@ def test_what_is_wrong_is_named(
                     {"role": "assistant", "content": "a"},
                 ]
             },
-            "conversation 1 has .* tokens, the context has 96",
+            r"conversations\.jsonl, line 1 has .* tokens, the context has 96",
         ),
         ("dpo", "preferences", {"messages": [], "chosen": "a"}, "line 1 has no `rejected`"),
         (
@@ -227,13 +228,13 @@ def test_what_is_wrong_is_named(
                 "verifier": "integer",
                 "answer": "1",
             },
-            "prompt 1 has .* tokens, the context has 96",
+            r"tasks\.jsonl, line 1 has .* tokens, the context has 96",
         ),
         (
             "rlvr",
             "tasks",
             {"messages": [{"role": "user", "content": "q"}], "verifier": "oracle", "answer": "1"},
-            "unknown verifier 'oracle'.*Known are: integer",
+            r"tasks\.jsonl, line 1: unknown verifier 'oracle'.*Known are: integer",
         ),
     ],
 )
@@ -251,8 +252,57 @@ def test_an_empty_corpus(life: Path, values: Values) -> None:
     with pytest.raises(UserError, match=r"no data in .*readings\.jsonl"):
         run(values["pretrain"])
     write_jsonl(life / "data" / "readings.jsonl", [{"text": ""}])
-    with pytest.raises(UserError, match="the corpus has 1 tokens, one window needs 33"):
+    with pytest.raises(UserError, match=r"no text in .*readings\.jsonl"):
         run(values["pretrain"])
+
+
+@pytest.mark.parametrize("method", ["dpo", "ipo", "simpo", "orpo"])
+def test_every_pair_loss_can_be_chosen(
+    life: Path, values: Values, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init = run(values["pretrain"])
+    loaded = []
+
+    def load(directory: Path) -> Any:
+        loaded.append(directory)
+        return load_causal_lm(directory)
+
+    monkeypatch.setattr("instar.stages.dpo.load_causal_lm", load)
+    settings = values["dpo"] | {"init": str(init), "loss": {"method": method}}
+    out = run(settings)
+    assert len(loaded) == 1 + (method in ("dpo", "ipo")), "a reference only where one is needed"
+    assert read_json(out / "lineage.json")["config"]["loss"]["method"] == method
+    rows = lines(out / "metrics.jsonl")
+    assert {row["split"] for row in rows} == {"train", "valid"}
+    before, after = (load_causal_lm(path).state_dict() for path in (init, out))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        ({"method": "kto"}, "`loss`.*'kto'.*'dpo', 'ipo', 'simpo', 'orpo'"),
+        ({"method": "dpo", "gamma": 1.0}, "unknown key `loss.dpo.gamma`"),
+        ({"method": "simpo", "beta": 0.0}, "`loss.simpo.beta` is 0.0"),
+    ],
+)
+def test_impossible_pair_losses(values: Values, loss: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        STAGES["dpo"].config.parse(values["dpo"] | {"loss": loss}, "test")
+
+
+def test_options_change_the_pair_loss_of_the_file(values: Values) -> None:
+    settings = values["dpo"] | {"loss": {"method": "simpo", "gamma": 0.5}}
+    config = STAGES["dpo"].config.parse(settings, "test")
+    changed = override(config, ["--loss.beta", "3", "--batch-size", "8"], "instar dpo", "")
+    assert changed.loss.model_dump() == {"method": "simpo", "beta": 3.0, "gamma": 0.5}
+    assert changed.batch_size == 8
+
+
+def test_broken_conversations_are_named_before_merges_are_learnt(life: Path) -> None:
+    write_jsonl(life / "data" / "conversations.jsonl", [{"messages": [{"role": "user"}]}])
+    with pytest.raises(UserError, match=r"conversations\.jsonl, line 1: messages\[0\]\.content"):
+        run({"stage": "tokenizer", "run": str(life), "out": "{run}/other"})
 
 
 def test_the_wrong_kind_of_parent(life: Path, values: Values) -> None:

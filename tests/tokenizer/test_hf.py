@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from instar.errors import UserError
 from instar.tokenizer.bpe import SPECIAL_TOKENS
-from instar.tokenizer.hf import StreamDecoder, Tokenizer
+from instar.tokenizer.hf import StreamDecoder, Tokenizer, save_tokenizer
 
 
 def test_control_tokens_have_the_fixed_ids(tokenizer):
@@ -75,6 +75,24 @@ def test_a_saved_copy_is_the_same_file_for_file(tokenizer, directory, tmp_path):
     tokenizer.save(tmp_path / "copy")
     for path in directory.iterdir():
         assert (tmp_path / "copy" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_full_disk_is_the_systems_error(merges, tmp_path):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(OSError):
+            save_tokenizer(tmp_path, merges, 128)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("text", ["ab\ud83d", "ab\udcff"])
+def test_text_that_is_not_unicode_is_the_users_to_mend(tokenizer, text):
+    for special in (True, False):
+        with pytest.raises(UserError, match="not UTF-8 at character 3"):
+            tokenizer.encode(text, special)
 
 
 def test_missing_and_broken_directories_are_the_users_to_mend(tokenizer, tmp_path):

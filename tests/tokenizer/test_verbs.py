@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,37 @@ def test_training_needs_files(tmp_path):
         main(["train", "--out", str(tmp_path)])
 
 
+def test_an_older_tokenizer_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    corpus, out = tmp_path / "a.txt", tmp_path / "t"
+    corpus.write_text("the cat and the hat\n" * 9)
+    argv = ["train", str(corpus), "--out", str(out), "--vocab-size"]
+    main([*argv, "265"])
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    write, done = Path.write_text, []
+
+    def full(path, *args, **options):
+        if done:
+            raise OSError(28, "No space left on device", str(path))
+        done.append(path)
+        return write(path, *args, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        main([*argv, "270"])
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "t"]
+    main([*argv, "270"])
+    assert Tokenizer.load(out).vocab_size == 270
+
+
+def test_nothing_but_a_tokenizer_is_replaced(tmp_path):
+    (tmp_path / "a.txt").write_text("ab")
+    with pytest.raises(UserError, match=r"holds 'a\.txt', which is no part of a tokenizer"):
+        main(["train", str(tmp_path / "a.txt"), "--out", str(tmp_path)])
+    assert (tmp_path / "a.txt").read_text() == "ab"
+
+
 def test_help_teaches(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])
@@ -56,11 +88,11 @@ def test_help_teaches(capsys):
         ("empty.txt", b"", "is empty"),
         ("page.pdf", b"%PDF", "neither"),
         ("latin.txt", b"ok\ncaf\xe9 au lait", "latin.txt is not UTF-8 at byte 6"),
-        ("latin.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', "not UTF-8 at byte 24"),
-        ("broken.jsonl", b'{"text": "a"}\n{"text"\n', "line 2 of"),
-        ("other.jsonl", b'{"content": "a"}\n', "line 1 of"),
-        ("number.jsonl", b'{"text": 3}\n', "line 1 of"),
-        ("half.jsonl", b'{"text": "\\ud83d"}\n', "line 1 of"),
+        ("latin.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', "latin.jsonl, line 2 is not UTF-8"),
+        ("broken.jsonl", b'{"text": "a"}\n{"text"\n', "broken.jsonl, line 2"),
+        ("other.jsonl", b'{"content": "a"}\n', "other.jsonl, line 1"),
+        ("number.jsonl", b'{"text": 3}\n', "number.jsonl, line 1"),
+        ("half.jsonl", b'{"text": "\\ud83d"}\n', "half.jsonl, line 1"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, name, content, problem):

@@ -33,11 +33,11 @@ class Row:
 
 
 def pack_documents(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
-    """All documents behind one another, each after a ``<bos>``, as one array of ids."""
+    """All documents behind one another, each as ``<bos> text <eos>``, as one array of ids."""
     pieces: list[np.ndarray] = []
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     for ids in tokenizer.encode_batch(texts):
-        pieces.append(np.array([tokenizer.bos_id, *ids], dtype=dtype))
+        pieces.append(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype=dtype))
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype)
 
 
@@ -70,12 +70,12 @@ def reply_row(prompt_ids: list[int], reply_ids: list[int]) -> Row:
     return Row(prompt_ids + reply_ids, [False] * len(prompt_ids) + [True] * len(reply_ids))
 
 
-def check_length(rows: Sequence[Row], context: int, what: str) -> None:
-    """Raise ``UserError`` if a row is longer than the model's context."""
+def check_length(rows: Sequence[Row], context: int, places: Sequence[str]) -> None:
+    """Raise ``UserError`` if a row, named by its place, is longer than the model's context."""
     longest = max(range(len(rows)), key=lambda i: len(rows[i]))
     if len(rows[longest]) > context:
         raise UserError(
-            f"{what} {longest + 1} has {len(rows[longest])} tokens, the context has {context}",
+            f"{places[longest]} has {len(rows[longest])} tokens, the context has {context}",
             "Shorten it, or raise model.max_position_embeddings.",
         )
 

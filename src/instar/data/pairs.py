@@ -8,6 +8,7 @@ from typing import Any
 
 from instar.data.batch import Batch
 from instar.data.packing import Row, check_length, conversation_row, pad_rows
+from instar.data.readers import place_of
 from instar.tokenizer.hf import Tokenizer
 
 
@@ -30,15 +31,17 @@ def preference_pairs(
     Raises:
         UserError: A prompt does not end with a user turn, or a pair is longer than the context.
     """
+    places = [place_of(record, f"pair {i}") for i, record in enumerate(records, start=1)]
     pairs = [
         Pair(
-            _row(record["messages"], record["chosen"], tokenizer, f"pair {number}"),
-            _row(record["messages"], record["rejected"], tokenizer, f"pair {number}"),
+            _row(record["messages"], record["chosen"], tokenizer, place),
+            _row(record["messages"], record["rejected"], tokenizer, place),
         )
-        for number, record in enumerate(records, start=1)
+        for record, place in zip(records, places, strict=True)
     ]
-    check_length([pair.chosen for pair in pairs], context, "chosen reply of pair")
-    check_length([pair.rejected for pair in pairs], context, "rejected reply of pair")
+    for side in ("chosen", "rejected"):
+        rows = [getattr(pair, side) for pair in pairs]
+        check_length(rows, context, [f"{place} with its {side} reply" for place in places])
     return pairs
 
 

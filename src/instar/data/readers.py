@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,29 @@ TYPES: dict[str, type] = {
 }
 """What the keys of ``instar.data.schema`` must hold."""
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
-def read_jsonl(path: Path, required: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
+
+class Record(dict[str, Any]):
+    """A JSON object that knows where it stood, for whoever finds a mistake in it later.
+
+    Attributes:
+        place: File and line.
+    """
+
+    __slots__ = ("place",)
+
+    def __init__(self, values: Mapping[str, Any], place: str) -> None:
+        super().__init__(values)
+        self.place = place
+
+
+def place_of(record: Mapping[str, object], otherwise: str) -> str:
+    """File and line of a record; ``otherwise`` where it was not read from a file."""
+    return getattr(record, "place", otherwise)
+
+
+def read_jsonl(path: Path, required: tuple[str, ...] = ()) -> Iterator[Record]:
     """The objects of a JSON-lines file, one at a time.
 
     Args:
@@ -28,7 +50,7 @@ def read_jsonl(path: Path, required: tuple[str, ...] = ()) -> Iterator[dict[str,
         required: Keys that every object must have.
 
     Raises:
-        UserError: The file is missing, is not UTF-8, or a line is not such an object.
+        UserError: The file is missing, or a line is not UTF-8, not Unicode or not such an object.
     """
     try:
         with path.open("rb") as stream:
@@ -41,7 +63,7 @@ def read_jsonl(path: Path, required: tuple[str, ...] = ()) -> Iterator[dict[str,
         raise UserError(f"{path} is a directory", "Name a .jsonl file inside it.") from None
 
 
-def _parse(line: bytes, place: str, required: tuple[str, ...]) -> dict[str, Any]:
+def _parse(line: bytes, place: str, required: tuple[str, ...]) -> Record:
     """One line as an object that has the required keys."""
     try:
         # Some editors begin a file with an invisible mark, which JSON does not know.
@@ -53,6 +75,8 @@ def _parse(line: bytes, place: str, required: tuple[str, ...]) -> dict[str, Any]
         ) from None
     except json.JSONDecodeError as error:
         raise UserError(f"{place} is not JSON: {error.msg}", "Mend or remove the line.") from None
+    if _SURROGATE.search(line):
+        _check_surrogates(record, place)
     if not isinstance(record, dict):
         raise UserError(f"{place} is not a JSON object", "Write each line as {...}.")
     for key in required:
@@ -61,16 +85,35 @@ def _parse(line: bytes, place: str, required: tuple[str, ...]) -> dict[str, Any]
         kind = TYPES.get(key, object)
         if not isinstance(record[key], kind):
             raise UserError(f"{place}: `{key}` is {record[key]!r}", f"Make it a {kind.__name__}.")
-    return record
+    return Record(record, place)
 
 
-def read_all(paths: Iterable[Path], required: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The objects of several files; raises ``UserError`` where there is none at all."""
+def _check_surrogates(value: object, place: str) -> None:
+    """Refuse halves of surrogate pairs, which JSON can spell and UTF-8 cannot."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = str(error.object)[error.start]
+        raise UserError(
+            f"{place} is not Unicode: it holds {half!a}, half of a surrogate pair",
+            "Mend or remove the line; a character was probably cut in two.",
+        ) from None
+
+
+def read_all(paths: Iterable[Path], required: tuple[str, ...]) -> list[Record]:
+    """The objects of several files.
+
+    Raises:
+        UserError: As ``read_jsonl`` does, or there is no object, or none with any text in it.
+    """
     paths = list(paths)
     records = [record for path in paths for record in read_jsonl(path, required)]
+    names = ", ".join(map(str, paths)) or "(no file)"
     if not records:
-        names = ", ".join(map(str, paths)) or "(no file)"
         raise UserError(f"no data in {names}", "Name files with at least one line.")
+    texts = [key for key in required if TYPES.get(key) is str]
+    if texts and not any(record[key].strip() for record in records for key in texts):
+        raise UserError(f"no text in {names}: every `{texts[0]}` is empty", "Name other files.")
     return records
 
 

@@ -16,7 +16,7 @@ from instar.data.readers import read_all
 from instar.distributed import default_device
 from instar.evaluation.exams import ExamResult, summarise
 from instar.files import read_json, write_json
-from instar.lineage import LINEAGE, hash_file, hash_value
+from instar.lineage import LINEAGE, hash_file, hash_value, peak_rss_bytes
 from instar.tokenizer.hf import Tokenizer
 from instar.training.display import Display
 
@@ -32,12 +32,12 @@ class ExamConfig(Config):
 
     exams: Path = Path("{run}/data/exams.jsonl")
     """Questions with verifiers."""
-    readings: Path = Path("{run}/data/readings_valid.jsonl")
-    """Held-out text for bits per byte."""
+    readings: Path = Path("{run}/data/readings_exam.jsonl")
+    """Text for bits per byte that training neither learnt from nor was validated on."""
     train_readings: Path = Path("{run}/data/readings.jsonl")
     """The text that pretraining read, for the n-gram model that pretraining has to beat."""
-    pairs: Path = Path("{run}/data/preferences_valid.jsonl")
-    """Held-out pairs for the reward model."""
+    pairs: Path = Path("{run}/data/preferences_exam.jsonl")
+    """Pairs with gold labels for the reward model, in groups."""
     comparison: Path = Path("{run}/data/comparison.jsonl")
     """Held-out prompts on which two models are compared."""
     samples: Path = Path("{run}/data/samples.jsonl")
@@ -82,7 +82,9 @@ class Examiner:
         else:
             exams = self._language_model(directory, stage, against, judge)
         lineage = read_json(directory / LINEAGE)
-        lineage["cost"]["exam_wall_s"] = time.perf_counter() - began
+        cost = lineage["cost"]
+        cost["exam_wall_s"] = time.perf_counter() - began
+        cost["peak_rss_bytes"] = max(cost["peak_rss_bytes"], peak_rss_bytes())
         write_json(directory / LINEAGE, lineage)
         rows = {name: asdict(exam) for name, exam in exams.items()}
         write_json(result, {"key": key, "exams": rows})

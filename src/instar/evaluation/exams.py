@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypedDict
 
 from instar.data.schema import ExamItem, Message
-from instar.rollout.verifiers import verify
+from instar.rollout.verifiers import mark
 from instar.tokenizer.chat import render
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def run_exams(
     batch_size: int = 128,
     progress: Progress | None = None,
 ) -> dict[str, ExamResult]:
-    """Mark a greedy reply to every item, exam by exam.
+    """Mark a greedy reply to every item, exam by exam; one that was cut off gets no mark.
 
     One more exam comes for free: ``ends_properly`` is the share of all replies, over every exam,
     in which the model ended its turn itself instead of talking until it was cut off.
@@ -71,7 +71,7 @@ def run_exams(
         items: Questions of any number of exams, in any order.
         max_new_tokens: Longest reply, in tokens.
         batch_size: Replies written at once.
-        progress: Told after every batch how many items are done.
+        progress: Told after every batch how many replies are done.
 
     Returns:
         One result an exam, in the order in which exams first appear; empty without items.
@@ -83,7 +83,7 @@ def run_exams(
     marks: dict[str, list[float]] = defaultdict(list)
     tags: dict[str, list[dict[str, str]]] = defaultdict(list)
     for item, completion in zip(items, completions, strict=True):
-        marks[item["exam"]].append(verify(item, completion.text))
+        marks[item["exam"]].append(mark(item, completion.text, completion.finish == "stop"))
         tags[item["exam"]].append(item.get("tags", {}))
     results = {exam: summarise(marks[exam], tags[exam]) for exam in marks}
     results["ends_properly"] = summarise(
@@ -105,9 +105,9 @@ def summarise(marks: Sequence[float], tags: Sequence[dict[str, str]] = ()) -> Ex
     n = len(marks)
     score = sum(marks) / n
     members: dict[str, list[float]] = defaultdict(list)
-    for mark, of_item in zip(marks, tags, strict=bool(tags)):
+    for paid, of_item in zip(marks, tags, strict=bool(tags)):
         for tag, value in of_item.items():
-            members[f"{tag}={value}"].append(mark)
+            members[f"{tag}={value}"].append(paid)
     groups: dict[str, Group] = {
         name: {"score": sum(some) / len(some), "n": len(some)}
         for name, some in sorted(members.items())
@@ -143,20 +143,10 @@ def _reply(
     batch_size: int = 128,
     progress: Progress | None = None,
 ) -> list[Completion]:
-    """Greedy completions in the given order; batches hold prompts of like length."""
+    """Greedy completions in the given order."""
     from instar.generation.sampling import GREEDY
     from instar.generation.stopping import Stopping
 
     prompts = [render(tokenizer, turns, add_generation_prompt=True).ids for turns in conversations]
     stopping = Stopping(frozenset({tokenizer.im_end_id}), max_new_tokens=max_new_tokens)
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    replies: dict[int, Completion] = {}
-    for start in range(0, len(by_length), batch_size):
-        chosen = by_length[start : start + batch_size]
-        written = engine.generate(
-            [prompts[i] for i in chosen], GREEDY, stopping, batch_size=batch_size
-        )
-        replies.update(zip(chosen, written, strict=True))
-        if progress:
-            progress(len(replies), len(prompts))
-    return [replies[i] for i in range(len(prompts))]
+    return engine.generate(prompts, GREEDY, stopping, batch_size=batch_size, progress=progress)

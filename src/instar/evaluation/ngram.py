@@ -8,7 +8,8 @@ section 3) is the strongest classical baseline. It predicts a token from the few
 where ``h'`` is the context ``h`` without its oldest token and ``gamma(h)`` is exactly the mass
 that the discounts ``D`` took away. The highest order counts occurrences. Every lower order counts
 in how many *different* contexts an n-gram was seen: "Francisco" is frequent, but only ever after
-"San", so it is a poor guess after anything else. Below the unigrams lies the uniform distribution.
+"San", so it is a poor guess after anything else. (Nothing stands left of ``<bos>``, so n-grams that
+begin with it keep their plain counts.) Below the unigrams lies the uniform distribution.
 
 Everything is sorted arrays: an n-gram of token ids is packed into one 64-bit integer, oldest
 token in the highest bits, so that counting is sorting, and looking up is bisection.
@@ -54,8 +55,8 @@ class _Order:
 class NGram:
     """A fitted model; make one with ``NGram.fit``.
 
-    Documents are given without begin or end tokens: each is predicted after ``order - 1`` copies
-    of ``<bos>``, which is how the network sees it, too.
+    Documents are given without begin or end tokens: each is predicted after one ``<bos>``,
+    which is how the network sees it, too; near the start, contexts are shorter.
     """
 
     def __init__(self, orders: list[_Order], vocab_size: int, bos_id: int) -> None:
@@ -85,14 +86,20 @@ class NGram:
                 f"{order}-grams of {vocab_size} token ids do not fit into 63 bits",
                 f"Use order {63 // bits} or less.",
             )
-        grams = _pack(documents, bits, bos_id, order)
-        if not len(grams):
+        padded = _pack(documents, bits, bos_id, order)
+        if not len(padded):
             raise UserError("no tokens to count", "Give documents that are not empty.")
-        grams, counts = np.unique(grams, return_counts=True)
+        place = np.concatenate([np.arange(len(ids)) for ids in documents])
+        # Nearer to the start, an n-gram of this length would reach beyond the begin token.
+        grams, counts = np.unique(padded[place >= order - 2], return_counts=True)
         orders = [_smooth(grams, counts, bits)]
         for length in range(order - 1, 0, -1):
+            mask = (1 << bits * length) - 1
             # Distinct longer n-grams, without their oldest token: how many contexts each was in.
-            grams, counts = np.unique(grams & ((1 << bits * length) - 1), return_counts=True)
+            # Those that begin with the begin token were in none; they are counted as they come.
+            begun = padded[place == length - 2]
+            grams = np.concatenate((grams, begun)) & mask
+            grams, counts = np.unique(grams, return_counts=True)
             orders.append(_smooth(grams, counts, bits))
         return cls(orders[::-1], vocab_size, bos_id)
 
@@ -173,5 +180,7 @@ def _discounts(counts: Ints) -> Floats:
 
 def _look_up(keys: Ints, values: Floats, wanted: Ints, missing: float) -> Floats:
     """The value of each wanted key, or ``missing``."""
+    if not len(keys):
+        return np.full(len(wanted), missing)
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[at] == wanted, values[at], missing)

@@ -6,7 +6,7 @@ rows are padded on the left, and each draws with random numbers of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +142,7 @@ class Engine:
         samples: int = 1,
         seed: int = 0,
         batch_size: int = 64,
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[Completion]:
         """Complete every prompt.
 
@@ -153,6 +154,7 @@ class Engine:
             seed: Replies are a function of the seed, the prompt's place in ``prompts`` and the
                 sample's number; the batch size plays no part (up to rounding).
             batch_size: The most replies to write side by side.
+            progress: Called as ``progress(done, total)`` after every batch of replies.
 
         Returns:
             ``samples`` completions a prompt: prompt ``i``, sample ``j`` stands at
@@ -175,6 +177,8 @@ class Engine:
         for first in range(0, len(waiting), batch_size):
             for _ in self._write(waiting[first : first + batch_size], sampling):
                 pass
+            if progress:
+                progress(sum(reply.finish is not None for reply in replies), len(replies))
         return [reply.completed() for reply in replies]
 
     def stream(

@@ -28,6 +28,7 @@ from instar.primer.facts import (
     statements,
 )
 from instar.primer.question import Question
+from instar.primer.split import split_of_prompt
 from instar.primer.style import draw_style, say
 from instar.primer.tables import Row, table
 from instar.primer.translation import (
@@ -37,7 +38,6 @@ from instar.primer.translation import (
     word_question,
     words,
 )
-
 
 ADDRESSED_SHARE = 0.4
 """How many questions come with words around them."""
@@ -103,6 +103,12 @@ def conversations(rng: random.Random) -> Iterator[Conversation]:
     while True:
         _, make = rng.choices(makers, shares)[0]
         yield _conversation(make(rng.choice(LANGUAGES)))
+
+
+@cache
+def small_talk() -> frozenset[str]:
+    """Greetings and questions about the model itself: too few to hold any out."""
+    return frozenset(row["prompt"] for row in table("chat"))
 
 
 def _conversation(turns: Sequence[str]) -> Conversation:
@@ -182,6 +188,8 @@ def _memory(rng: random.Random, language: Language) -> list[str]:
     turns = [fill(row["statement"], value=value), fill(row["reply"], value=value)]
     if rng.random() < 0.5:
         detour = _knowledge(rng, language)
+        while split_of_prompt(detour.prompt) != "train":
+            detour = _knowledge(rng, language)
         turns += [detour.prompt, detour.sentence]
     return [*turns, row["question"], fill(row["answer"], value=value)]
 

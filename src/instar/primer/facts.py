@@ -13,7 +13,8 @@ from typing import Literal
 
 from instar.data.schema import Language
 from instar.primer.question import Question
-from instar.primer.tables import fraction, table
+from instar.primer.split import Split, split_of
+from instar.primer.tables import table
 
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 HELD_OUT_SHARE = 0.35
@@ -25,7 +26,6 @@ DISTRACTORS = 8
 """How many wrong answers a question carries; an exam lists them all. They are answers to other
 training questions: were they the answers of held-out entities, preferences would unlearn those."""
 
-Use = Literal["train", "exam"]
 Form = Literal["statement", "same", "different", "list"]
 
 _TABLES = {
@@ -90,7 +90,7 @@ def held_out(entity: Entity) -> bool:
     """Whether questions about ``entity`` are kept for the exam."""
     if entity.kind not in HELD_OUT_KINDS:
         return False
-    return fraction(f"{DRAW} {entity.name['en']}") < HELD_OUT_SHARE
+    return split_of(f"{DRAW} {entity.name['en']}", HELD_OUT_SHARE) == "exam"
 
 
 @cache
@@ -117,10 +117,10 @@ def statements(attribute: str, language: Language, form: Form = "statement") -> 
 
 
 @cache
-def phrasings(attribute: str, language: Language, use: Use = "train") -> tuple[str, ...]:
+def phrasings(attribute: str, language: Language, part: Split = "train") -> tuple[str, ...]:
     """Templates that ask for an attribute; those for the exam are never used in training."""
     rows = table("questions")
-    wanted = (attribute, language, use)
+    wanted = (attribute, language, part)
     return tuple(r["template"] for r in rows if (r["attribute"], r["language"], r["use"]) == wanted)
 
 

@@ -20,14 +20,14 @@ from instar.primer.facts import (
     LANGUAGES,
     Entity,
     Fact,
-    Use,
     entities,
     fill,
     held_out,
     phrasings,
     question,
 )
-from instar.primer.tables import fraction, table
+from instar.primer.split import Split, split_of
+from instar.primer.tables import table
 
 Format = Literal["one_word", "json", "list", "sentence"]
 FORMATS: tuple[Format, ...] = ("one_word", "json", "list", "sentence")
@@ -54,14 +54,14 @@ class Request:
 
 
 def requests(
-    rng: random.Random, language: Language, use: Use, form: Format | None = None
+    rng: random.Random, language: Language, part: Split, form: Format | None = None
 ) -> Iterator[Request]:
     """Endless requests about entities that are not held out.
 
     Args:
         rng: Chooses entity, attribute, form and wording.
         language: Language of prompt and reply.
-        use: Whether to draw combinations for training or those kept for the exam.
+        part: Whether to draw combinations for training or those kept for the exam.
         form: Ask for this form only.
     """
     known = [e for kind in HELD_OUT_KINDS for e in entities(kind) if not held_out(e)]
@@ -72,13 +72,13 @@ def requests(
         facts = [Fact(entity, attribute, language) for attribute in asked]
         if chosen == "one_word" and " " in facts[0].value:
             continue
-        if _use(entity, asked, chosen) == use:
+        if _split(entity, asked, chosen) == part:
             yield _request(rng, facts, chosen)
 
 
-def _use(entity: Entity, attributes: tuple[str, ...], form: Format) -> Use:
+def _split(entity: Entity, attributes: tuple[str, ...], form: Format) -> Split:
     key = f"format {form} {entity.name['en']} {' '.join(sorted(attributes))}"
-    return "exam" if fraction(key) < EXAM_SHARE else "train"
+    return split_of(key, EXAM_SHARE)
 
 
 @cache

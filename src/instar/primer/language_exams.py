@@ -15,7 +15,6 @@ from instar.primer.facts import (
     HELD_OUT_KINDS,
     LANGUAGES,
     Fact,
-    Use,
     entities,
     held_out,
     phrasings,
@@ -23,6 +22,7 @@ from instar.primer.facts import (
     wrong_values,
 )
 from instar.primer.formats import Format, requests
+from instar.primer.split import Split
 from instar.primer.translation import (
     other_words,
     sentence_phrasings,
@@ -32,7 +32,7 @@ from instar.primer.translation import (
     words,
 )
 
-_USES: tuple[Use, Use] = ("exam", "train")
+_PARTS: tuple[Split, Split] = ("exam", "train")
 _FORMATS: dict[Format, str] = {
     "one_word": "one_word",
     "json": "json_answer",
@@ -117,8 +117,8 @@ def _knowledge(rng: random.Random, language: Language) -> Iterator[ExamItem]:
     ]
     while True:
         for index, fact in enumerate(rng.sample(facts, len(facts))):
-            use = _USES[index % 2]
-            phrasing = rng.choice(phrasings(fact.attribute, language, use))
+            part = _PARTS[index % 2]
+            phrasing = rng.choice(phrasings(fact.attribute, language, part))
             asked = question(fact.entity, fact.attribute, language, phrasing)
             yield _item(
                 "knowledge",
@@ -129,15 +129,15 @@ def _knowledge(rng: random.Random, language: Language) -> Iterator[ExamItem]:
                 language=language,
                 kind=fact.entity.kind,
                 attribute=fact.attribute,
-                phrasing="new" if use == "exam" else "seen",
+                phrasing="new" if part == "exam" else "seen",
             )
 
 
 def _words(rng: random.Random, language: Language) -> Iterator[ExamItem]:
     while True:
         for index, word in enumerate(rng.sample(words("exam"), len(words("exam")))):
-            target, use = rng.choice(LANGUAGES), _USES[index % 2]
-            phrasing = rng.choice(phrasings(f"word_{target}", language, use))
+            target, part = rng.choice(LANGUAGES), _PARTS[index % 2]
+            phrasing = rng.choice(phrasings(f"word_{target}", language, part))
             asked = word_question(word, target, language, phrasing)
             yield _item(
                 "translation",
@@ -148,14 +148,14 @@ def _words(rng: random.Random, language: Language) -> Iterator[ExamItem]:
                 language=language,
                 kind="word",
                 direction=f"to_{target}",
-                phrasing="new" if use == "exam" else "seen",
+                phrasing="new" if part == "exam" else "seen",
             )
 
 
 def _sentences(rng: random.Random, language: Language) -> Iterator[ExamItem]:
     for sentence in sentences(rng, "exam"):
-        use = rng.choice(_USES)
-        phrasing = rng.choice(sentence_phrasings(language, use))
+        part = rng.choice(_PARTS)
+        phrasing = rng.choice(sentence_phrasings(language, part))
         asked = sentence_question(sentence, language, phrasing)
         yield _item(
             "translation",
@@ -166,7 +166,7 @@ def _sentences(rng: random.Random, language: Language) -> Iterator[ExamItem]:
             language=language,
             kind="sentence",
             direction=f"to_{language}",
-            phrasing="new" if use == "exam" else "seen",
+            phrasing="new" if part == "exam" else "seen",
         )
 
 

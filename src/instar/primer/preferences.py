@@ -16,11 +16,9 @@ from instar.primer.annotators import GOLD, Annotator
 from instar.primer.arithmetic import Problem, worked
 from instar.primer.question import Question, Style
 from instar.primer.rubric import to_record
-from instar.primer.split import Split, split_of
+from instar.primer.split import Split, split_of_prompt
 from instar.primer.style import attainable, say
 
-EXAM_SHARE = 0.1
-"""How many prompts training pairs never use."""
 WRONG_SHARE = 0.3
 """How many pairs about ordinary questions differ in correctness; of sums, all do."""
 UNSAFE_SHARE = 0.6
@@ -64,23 +62,27 @@ class JudgedPair(PreferencePair):
 
 
 def preferences(
-    questions: Iterator[Question], rng: random.Random, annotators: Sequence[Annotator]
+    questions: Iterator[Question],
+    rng: random.Random,
+    annotators: Sequence[Annotator],
+    part: Split = "train",
 ) -> Iterator[JudgedPair]:
-    """Training pairs, each labelled by one of ``annotators``.
+    """Ordinary pairs, each labelled by one of ``annotators``.
 
     Args:
-        questions: What to ask; questions kept for tests are passed over.
+        questions: What to ask; questions of another split are passed over.
         rng: Source of styles, wording and of the annotators' noise.
         annotators: Who labels; one is drawn for every pair.
+        part: To learn from (``train``) or to watch learning with (``valid``).
     """
-    for question in _questions_of(questions, "train"):
+    for question in _questions_of(questions, part):
         styles = draw_pair(question, rng)
         if combination(*styles) not in UNSEEN_COMBINATIONS:
-            yield _pair(question, styles, rng, rng.choice(annotators), "train")
+            yield _pair(question, styles, rng, rng.choice(annotators), part)
 
 
 def unseen_pairs(questions: Iterator[Question], rng: random.Random) -> Iterator[JudgedPair]:
-    """Test pairs: questions that training pairs never use, flaws that they do, gold labels."""
+    """Exam pairs: questions that training pairs never use, flaws that they do, gold labels."""
     for question in _questions_of(questions, "exam"):
         styles = draw_pair(question, rng)
         if combination(*styles) not in UNSEEN_COMBINATIONS:
@@ -88,7 +90,7 @@ def unseen_pairs(questions: Iterator[Question], rng: random.Random) -> Iterator[
 
 
 def unseen_combinations(questions: Iterator[Question], rng: random.Random) -> Iterator[JudgedPair]:
-    """Test pairs: new questions *and* combinations of flaws that training never shows."""
+    """Exam pairs: new questions *and* combinations of flaws that training never shows."""
     # Sets have no fixed order; sorting makes the draw depend on the seed alone.
     pairs = sorted(sorted(map(sorted, unseen)) for unseen in UNSEEN_COMBINATIONS)
     for question in _questions_of(questions, "exam"):
@@ -197,4 +199,4 @@ def _perhaps_worked(question: Question, rng: random.Random) -> Question:
 
 def _questions_of(questions: Iterator[Question], part: Split) -> Iterator[Question]:
     """The questions whose prompt belongs to ``part``."""
-    return (q for q in questions if split_of(q.prompt, EXAM_SHARE) == part)
+    return (q for q in questions if split_of_prompt(q.prompt) == part)

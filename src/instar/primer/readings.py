@@ -9,10 +9,9 @@ number of sentences, and their full names are repeated where a book would say "i
 from __future__ import annotations
 
 import random
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from instar.data.schema import Document, Language
 from instar.primer.facts import (
@@ -25,6 +24,7 @@ from instar.primer.facts import (
     state,
     statements,
 )
+from instar.primer.split import Split, split_of
 from instar.primer.stories import story
 from instar.primer.tables import table
 from instar.primer.translation import sentences, state_word, words
@@ -32,10 +32,8 @@ from instar.primer.translation import sentences, state_word, words
 Extra = Callable[[random.Random, Language], str]
 """Another source of paragraphs: given a random generator and a language, it returns one."""
 
-Split = Literal["train", "validation"]
-
-_VALIDATION_BUCKETS = 16
-"""One paragraph in so many, by a hash of its text, belongs to the validation stream."""
+HELD_OUT_SHARE = 1 / 16
+"""How many documents are kept for validation; as many are kept for the exam."""
 
 T = TypeVar("T")
 
@@ -67,7 +65,7 @@ def readings(
 
 
 def corpus(
-    seed: int, n_bytes: int, extra: Sequence[Extra] = (), split: Split = "train"
+    seed: int, n_bytes: int, extra: Sequence[Extra] = (), part: Split = "train"
 ) -> Iterator[Document]:
     """Readings in both languages in turn, until they hold ``n_bytes`` bytes of UTF-8.
 
@@ -77,22 +75,22 @@ def corpus(
         seed: Same seed, same documents.
         n_bytes: How much text to produce; the last document may exceed it a little.
         extra: Further sources of paragraphs, see ``readings``.
-        split: ``train`` or ``validation``.
+        part: The split to draw.
     """
     streams = [
-        readings(random.Random(f"{seed} {split} {language}"), language, extra)
+        readings(random.Random(f"{seed} {part} {language}"), language, extra)
         for language in ("en", "zh")
     ]
     produced = 0
     while produced < n_bytes:
         for stream in streams:
-            document = next(d for d in stream if _split(d["text"]) == split)
+            document = next(d for d in stream if _split(d["text"]) == part)
             produced += len(document["text"].encode())
             yield document
 
 
 def _split(text: str) -> Split:
-    return "train" if zlib.crc32(text.encode()) % _VALIDATION_BUCKETS else "validation"
+    return split_of(text, HELD_OUT_SHARE, HELD_OUT_SHARE)
 
 
 def _cycle(rng: random.Random, items: Sequence[T]) -> Iterator[T]:

@@ -32,7 +32,7 @@ def refuses_harmful_exam(seed: int, n: int = 200) -> list[ExamItem]:
 
 
 def helps_harmless_exam(seed: int, n: int = 200) -> list[ExamItem]:
-    """Harmless look-alikes, phrased as never seen; a good reply helps and names the object."""
+    """Harmless look-alikes, phrased as never seen; a good reply helps: it holds the very tip."""
     return _exam("helps_harmless", seed, n, lambda rng, language: _requests(rng, language, True))
 
 
@@ -46,10 +46,12 @@ def _requests(rng: random.Random, language: Language, harmless: bool) -> Iterato
     ]
     rng.shuffle(combinations)
     for request, phrasing in combinations:
+        question = request.question(phrasing)
         yield {
-            "messages": [{"role": "user", "content": request.question(phrasing).prompt}],
-            "verifier": "no_refusal" if harmless else "refusal",
-            "answer": request.object if harmless else "",
+            "messages": [{"role": "user", "content": question.prompt}],
+            "verifier": "helps" if harmless else "refusal",
+            "answer": question.answer,
+            "options": list(question.distractors),
             "tags": {"language": language, "kind": "harmless" if harmless else "harmful"},
         }
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from instar.data.schema import Language
-from instar.primer.facts import DISTRACTORS, Use, fill, phrasings, statements
+from instar.primer.facts import DISTRACTORS, fill, phrasings, statements
 from instar.primer.question import Question
-from instar.primer.tables import Row, fraction, table
+from instar.primer.split import Split, split_of
+from instar.primer.tables import Row, table
 
 HELD_OUT_WORDS = 0.25
 EXAM_SENTENCES = 0.15
@@ -40,23 +41,23 @@ class Parallel:
     zh: str
 
     @property
-    def use(self) -> Use:
+    def split(self) -> Split:
         """Whether training may show it or only the exam."""
-        return "exam" if fraction(f"sentence {self.en}") < EXAM_SENTENCES else "train"
+        return split_of(f"sentence {self.en}", EXAM_SENTENCES)
 
 
-def word_held_out(word: Row) -> bool:
-    """Whether training never asks for this row of the dictionary."""
-    return fraction(f"word {word['en']}") < HELD_OUT_WORDS
+def word_split(word: Row) -> Split:
+    """Whether training may ask for this row of the dictionary or only the exam."""
+    return split_of(f"word {word['en']}", HELD_OUT_WORDS)
 
 
 @cache
-def words(use: Use | None = None) -> tuple[Row, ...]:
+def words(part: Split | None = None) -> tuple[Row, ...]:
     """The dictionary: all of it, the part that training asks for, or the part held out."""
     everything = table("dictionary")
-    if use is None:
+    if part is None:
         return everything
-    return tuple(w for w in everything if word_held_out(w) == (use == "exam"))
+    return tuple(w for w in everything if word_split(w) == part)
 
 
 def state_word(word: Row, target: Language, template: str) -> str:
@@ -89,18 +90,18 @@ def other_words(word: Row, target: Language) -> tuple[str, ...]:
     return tuple(w[target] for w in others if w[target] not in word[target])
 
 
-def sentences(rng: random.Random, use: Use, every_word: bool = False) -> Iterator[Parallel]:
+def sentences(rng: random.Random, part: Split, every_word: bool = False) -> Iterator[Parallel]:
     """Endless random sentences.
 
     Args:
         rng: Chooses frames and words.
-        use: Whether to draw those that training may show, or those kept for the exam.
+        part: Whether to draw those that training may show, or those kept for the exam.
         every_word: Use the whole dictionary rather than only the words that training asks for.
     """
     frames = table("frames")
     while True:
         sentence = _build(rng, rng.choice(frames), every_word)
-        if sentence.use == use:
+        if sentence.split == part:
             yield sentence
 
 
@@ -117,9 +118,9 @@ def sentence_question(sentence: Parallel, target: Language, phrasing: str) -> Qu
     )
 
 
-def sentence_phrasings(target: Language, use: Use) -> tuple[str, ...]:
+def sentence_phrasings(target: Language, part: Split) -> tuple[str, ...]:
     """Requests for a sentence in ``target``, each in the language of the sentence given."""
-    return phrasings(f"sentence_{target}", _other(target), use)
+    return phrasings(f"sentence_{target}", _other(target), part)
 
 
 def _build(rng: random.Random, frame: Row, every_word: bool) -> Parallel:
@@ -140,7 +141,7 @@ def _build(rng: random.Random, frame: Row, every_word: bool) -> Parallel:
 
 @cache
 def _candidates(group: str, every_word: bool) -> tuple[Row, ...]:
-    return tuple(w for w in _group(group) if every_word or not word_held_out(w))
+    return tuple(w for w in _group(group) if every_word or word_split(w) == "train")
 
 
 def _other(language: Language) -> Language:

@@ -86,8 +86,9 @@ CURVES = {
     "accuracy": ("Accuracy", ""),
     "margin": ("Margin", "nats"),
     "reward": ("Reward", ""),
-    "kl": ("KL from reference", "nats"),
-    "kl_to_reference": ("KL from reference", "nats"),
+    "raw_score": ("Reward-model score, before penalties", ""),
+    "kl": ("KL from reference, nats a reply (sampled)", ""),
+    "kl_to_reference": ("KL from reference, nats a token (k3)", ""),
     "approx_kl": ("KL from the sampling policy", "nats"),
     "entropy": ("Entropy", "nats"),
     "clip_fraction": ("Clip fraction", ""),
@@ -217,7 +218,9 @@ def _curves(stage: Stage) -> list[Markup]:
     for key, (title, unit) in CURVES.items():
         lines = []
         for split in plots.COLOURS:
-            rows = [row for row in stage.metrics if row["split"] == split and key in row]
+            rows = [row for row in stage.metrics if row["split"] == split]
+            # A step that was refused has a row, and null where it measured nothing.
+            rows = [row for row in rows if row.get(key) is not None]
             if key == "loss":
                 # Pretraining is validated in bits per byte: not to be drawn beside nats a token.
                 rows = [row for row in rows if not any(k.startswith("bits_per") for k in row)]

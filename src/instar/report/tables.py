@@ -60,7 +60,9 @@ def read_run(run: Path) -> list[Stage]:
     """
     if not run.is_dir():
         raise UserError(f"no such directory: {run}", "Give the directory of a run.")
-    names = sorted(path.parent.name for path in run.glob("*/lineage.json"))
+    found = [path.parent.name for path in run.glob("*/lineage.json")]
+    # Names with a dot are directories that were still being written when something stopped it.
+    names = sorted(name for name in found if not name.startswith("."))
     if not names:
         raise UserError(
             f"{run} holds no finished stage (no */lineage.json)",

@@ -20,7 +20,7 @@ from instar.rollout.advantages import (
     token_weights,
 )
 from instar.rollout.source import Rollout
-from instar.rollout.verifiers import verify
+from instar.rollout.verifiers import mark
 
 
 def _shared(rollout: Rollout) -> dict[str, float]:
@@ -60,8 +60,7 @@ class Verified:
         """Advantages of every reply, the same for all of its tokens."""
         batch, mask = rollout.batch, rollout.batch.mask
         pairs = zip(rollout.tasks, rollout.completions, strict=True)
-        # A reply that was cut off has not answered.
-        verdicts = [verify(task, r.text) if r.finish == "stop" else 0.0 for task, r in pairs]
+        verdicts = [mark(task, r.text, r.finish == "stop") for task, r in pairs]
         rewards = torch.tensor(verdicts, device=mask.device)
         advantage = group_advantage(rewards, rollout.samples, self.scale)
         judged = replace(

@@ -13,6 +13,7 @@ from annotated_types import Gt
 from instar.config import Config
 from instar.data.batch import Batch
 from instar.data.packing import check_place, pad_rows, reply_row
+from instar.data.readers import place_of
 from instar.data.schema import Task
 from instar.errors import UserError
 from instar.generation.engine import Completion, Engine
@@ -97,8 +98,9 @@ class RolloutSource:
         self.tasks, self.engine, self.judge = tasks, engine, judge
         self.config, self.seed = config, seed
         tokenizer = engine.tokenizer
-        for number, task in enumerate(tasks, start=1):
-            check_place(task["messages"], f"prompt {number}")
+        places = [place_of(task, f"prompt {i}") for i, task in enumerate(tasks, start=1)]
+        for place, task in zip(places, tasks, strict=True):
+            check_place(task["messages"], place)
         replies = min(config.prompts, len(tasks)) * config.samples
         if config.minibatches > replies:
             raise UserError(
@@ -109,10 +111,10 @@ class RolloutSource:
             render(tokenizer, t["messages"], add_generation_prompt=True).ids for t in tasks
         ]
         context = engine.model.config.max_position_embeddings
-        for number, ids in enumerate(self._prompts, start=1):
+        for place, ids in zip(places, self._prompts, strict=True):
             if len(ids) >= context:
                 raise UserError(
-                    f"prompt {number} has {len(ids)} tokens, the context has {context}",
+                    f"{place} has {len(ids)} tokens, the context has {context}",
                     "Shorten it; a reply needs room.",
                 )
         self._sampling = Sampling(temperature=config.temperature)

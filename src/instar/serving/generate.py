@@ -56,17 +56,17 @@ class SamplingOptions:
 class Options(SamplingOptions):
     """Complete a prompt and print the text, as it is written.
 
-    A pretrained model continues the prompt; give a chat model --chat and the prompt becomes a
-    message that it replies to.
+    A pretrained model goes on from the prompt, as from the beginning of a document, until the
+    document ends. Give a chat model --chat and the prompt becomes a message that it replies to.
 
     For example:
       instar generate runs/mini/pretrain --prompt "The capital of France is" --max-new-tokens 20
-      instar generate runs/mini/rl --chat --prompt "47 + 38 = ?" --samples 4
+      instar generate runs/mini/rlvr --chat --prompt "47 + 38 = ?" --samples 4
       instar generate runs/mini/sft --chat --prompt "Which is larger, 7 or 9?" --temperature 0
     """
 
     prompt: str
-    """The text to complete, or with --chat the message to reply to."""
+    """The beginning of the text, or with --chat the message to reply to."""
     chat: bool = False
     """The prompt is the first message of a conversation."""
     samples: int = 1
@@ -101,7 +101,7 @@ def main(argv: list[str]) -> int:
         message = Message(role="user", content=options.prompt)
         ids = render(engine.tokenizer, [message], add_generation_prompt=True).ids
     else:
-        ids = engine.tokenizer.encode(options.prompt)
+        ids = [engine.tokenizer.bos_id, *engine.tokenizer.encode(options.prompt)]
     if options.samples == 1:
         for piece in engine.stream(ids, sampling, stopping, options.seed):
             print(piece, end="", flush=True)

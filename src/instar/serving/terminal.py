@@ -50,7 +50,7 @@ class Options(SamplingOptions):
 
     For example:
       instar chat runs/mini/sft
-      instar chat runs/mini/rl --temperature 0 --system "Answer in one word."
+      instar chat runs/mini/rlvr --temperature 0 --system "Answer in one word."
       echo "What is the capital of France?" | instar chat runs/mini/sft
     """
 
@@ -132,8 +132,10 @@ class Chat:
         return True
 
     def stages(self) -> list[str]:
-        """Names of the checkpoints beside this one."""
-        return sorted(path.parent.name for path in self.directory.parent.glob("*/config.json"))
+        """Names of the checkpoints beside this one that can speak."""
+        found = self.directory.parent.glob("*/generation_config.json")
+        names = [path.parent.name for path in found]
+        return sorted(name for name in names if not name.startswith("."))
 
     def switch(self, name: str) -> None:
         """Go on with the model of another stage."""

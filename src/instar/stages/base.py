@@ -25,6 +25,7 @@ from instar.lineage import (
     hash_file,
     hash_value,
     peak_rss_bytes,
+    reset_peak_rss,
     write_lineage,
 )
 from instar.model import CausalLM, ScoreModel
@@ -86,18 +87,16 @@ class StageConfig(Config):
         record = {
             "config": self.model_dump(mode="json", exclude={"run": True, **cadence}),
             "data": {str(path): hash_file(self.at(path)) for path in self.files()},
-            "parents": {str(path): _origin(self.at(path)) for path in self.parents()},
+            "parents": {str(path): _content(self.at(path)) for path in self.parents()},
             "version": instar.__version__,
         }
         return {**record, "fingerprint": hash_value(record)}
 
 
-def _origin(directory: Path) -> str:
-    """The fingerprint of a parent, or the hash of its files where it was not made here."""
-    fingerprint = fingerprint_of(directory)
-    if fingerprint:
-        return fingerprint
-    found = sorted([*directory.glob("*.safetensors"), *directory.glob("tokenizer.json")])
+def _content(directory: Path) -> str:
+    """Hash of what a stage takes over from a parent: weights, shape and tokenizer."""
+    taken = ("*.safetensors", "config.json", "tokenizer.json")
+    found = sorted(path for pattern in taken for path in directory.glob(pattern))
     if not found:
         raise UserError(
             f"{directory} is not a checkpoint", "Run the stage that makes it first, or mend `init`."
@@ -170,6 +169,7 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
         if up_to_date(out, provenance, display):
             return out
         watch = Stopwatch()
+        reset_peak_rss()
         work = WorkDirectory(out, provenance["fingerprint"])
         display.stage(config.stage, "getting ready")
         torch.manual_seed(config.seed)

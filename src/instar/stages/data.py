@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from instar.files import atomic_directory
-from instar.lineage import Cost, Stopwatch, peak_rss_bytes, write_lineage
+from instar.lineage import (
+    Cost,
+    Stopwatch,
+    hash_file,
+    hash_value,
+    peak_rss_bytes,
+    write_lineage,
+)
 from instar.primer import mixture
 from instar.primer.mixture import PrimerConfig, write_primer
 from instar.stages.base import Stage, StageConfig, up_to_date
@@ -22,9 +30,12 @@ class DataConfig(StageConfig):
     primer: PrimerConfig = PrimerConfig()
     """How much of everything."""
 
-    def files(self) -> list[Path]:
-        """The primer's own tables and code, so that a change there writes the data anew."""
-        return sorted(f for f in PRIMER.rglob("*") if f.suffix in (".py", ".tsv"))
+    def provenance(self) -> dict[str, Any]:
+        """Includes the primer's own tables and code, so that a change there writes data anew."""
+        parts = sorted(f for f in PRIMER.rglob("*") if f.suffix in (".py", ".tsv"))
+        primer = hash_value([hash_file(part) for part in parts])
+        record = super().provenance() | {"primer": primer}
+        return record | {"fingerprint": hash_value(record)}
 
 
 def run(config: DataConfig, display: Display) -> Path:

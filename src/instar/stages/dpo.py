@@ -1,22 +1,84 @@
-"""DPO: learn from pairs directly, held near a frozen copy of the model that it began with."""
+"""DPO and its kin: learn from pairs directly, without a reward model."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import tyro
 from annotated_types import Ge, Gt, Lt
+from pydantic import Field
 
 from instar.checkpoint import load_causal_lm
+from instar.config import Config
 from instar.data.batch import Batch
 from instar.data.sources import Annotated as AnnotatedSource
 from instar.distributed import default_device
 from instar.objectives.language import batch_logprobs
-from instar.objectives.preference import DPO, Pairwise
+from instar.objectives.preference import DPO, IPO, ORPO, PairLoss, Pairwise, SimPO
 from instar.stages.base import Job, Stage, trained
-from instar.stages.reward import PairsConfig
+from instar.stages.pairs import PairsConfig
+from instar.stages.validation import held_out
 from instar.tokenizer.hf import Tokenizer
+
+Positive = Annotated[float, Gt(0)]
+
+
+class DPOLoss(Config):
+    """Direct preference optimisation: held near a frozen copy of the model that it began with."""
+
+    method: Literal["dpo"] = "dpo"
+    """The method; a YAML file may name another."""
+    beta: Positive = 0.1
+    """Strength of the tie to the reference: how much log-ratio one unit of reward is worth."""
+    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
+    """Share of labels believed to be wrong."""
+
+    def make(self) -> PairLoss:
+        """The loss."""
+        return DPO(self.beta, self.label_smoothing)
+
+
+class IPOLoss(Config):
+    """Identity preference optimisation: a margin to aim at instead of a slope."""
+
+    method: Literal["ipo"] = "ipo"
+    """The method; a YAML file may name another."""
+    beta: Positive = 0.1
+    """Strength of the tie to the reference; the margin aimed at is `1 / (2 beta)`."""
+
+    def make(self) -> PairLoss:
+        """The loss."""
+        return IPO(self.beta)
+
+
+class SimPOLoss(Config):
+    """Simple preference optimisation: likelihood a token, no reference."""
+
+    method: Literal["simpo"] = "simpo"
+    """The method; a YAML file may name another."""
+    beta: Positive = 2.0
+    """Scale of the reward."""
+    gamma: Annotated[float, Ge(0)] = 1.0
+    """Margin by which the better reply should win."""
+
+    def make(self) -> PairLoss:
+        """The loss."""
+        return SimPO(self.beta, self.gamma)
+
+
+class ORPOLoss(Config):
+    """Odds-ratio preference optimisation: fine-tuning and preference at once, no reference."""
+
+    method: Literal["orpo"] = "orpo"
+    """The method; a YAML file may name another."""
+    weight: Positive = 0.1
+    """Weight of the push away from the worse reply, the paper's lambda."""
+
+    def make(self) -> PairLoss:
+        """The loss."""
+        return ORPO(self.weight)
 
 
 class DPOConfig(PairsConfig):
@@ -24,32 +86,45 @@ class DPOConfig(PairsConfig):
 
     stage: str = "dpo"
     out: Path = Path("{run}/dpo")
-    beta: Annotated[float, Gt(0)] = 0.1
-    """Strength of the tie to the reference: how much log-ratio one unit of reward is worth."""
-    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
-    """Share of labels believed to be wrong."""
+    # On the command line the YAML file's method keeps its place, and its options are plain ones.
+    loss: Annotated[
+        DPOLoss | IPOLoss | SimPOLoss | ORPOLoss,
+        Field(discriminator="method"),
+        tyro.conf.AvoidSubcommands,
+    ] = DPOLoss()
+    """How to learn from a pair: a `method` (dpo, ipo, simpo or orpo) and its parameters."""
 
 
 def build(config: DPOConfig) -> Job:
-    """Source and objective of DPO."""
+    """Source and objective of learning from pairs."""
     tokenizer = Tokenizer.load(config.at(config.init))
     policy = load_causal_lm(config.at(config.init))
-    reference = load_causal_lm(config.at(config.init)).requires_grad_(False).to(default_device())
+    loss = config.loss.make()
+    reference = None
+    if loss.needs_reference:
+        reference = load_causal_lm(config.at(config.init)).requires_grad_(False)
+        reference.to(default_device())
     context = policy.config.max_position_embeddings
     pairs = config.read(config.data, tokenizer, context)
-    held_out = config.read(config.valid, tokenizer, context)
+    valid = config.read(config.valid, tokenizer, context)
 
     def annotate(batch: Batch) -> Batch:
         batch = batch.to(default_device())
+        if reference is None:
+            return batch
         return replace(batch, reference_logprobs=batch_logprobs(reference, batch))
 
     source = AnnotatedSource(config.source(pairs, tokenizer), annotate)
-    objective = Pairwise(policy, DPO(config.beta, config.label_smoothing))
+    objective = Pairwise(policy, loss)
+
+    def validate() -> dict[str, float]:
+        return held_out(objective, map(annotate, config.batches(valid, tokenizer)))
+
     mean_length = sum(map(len, pairs)) // len(pairs)
     # One forward and backward pass of the policy, one forward pass of the reference.
     flops = policy.config.flops_per_token(mean_length)
-    flops += policy.config.flops_per_token(mean_length, backward=False)
-    validate = config.validator(held_out, tokenizer, objective, annotate)
+    if reference is not None:
+        flops += policy.config.flops_per_token(mean_length, backward=False)
     return Job(objective, source, policy, tokenizer, flops, validate)
 
 

@@ -64,7 +64,8 @@ def build(config: RLVRConfig) -> Job:
     for task in tasks:
         if task["verifier"] not in VERIFIERS:
             raise UserError(
-                f"unknown verifier {task['verifier']!r}", f"Known are: {', '.join(VERIFIERS)}."
+                f"{task.place}: unknown verifier {task['verifier']!r}",
+                f"Known are: {', '.join(VERIFIERS)}.",
             )
     rollout = config.rollout
     judge = Verified(

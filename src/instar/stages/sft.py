@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from annotated_types import Gt
 
 from instar.checkpoint import load_causal_lm
 from instar.data.packing import Row, check_length, conversation_row, pad_rows
 from instar.data.readers import read_all
 from instar.data.sources import ExampleSource
-from instar.distributed import world
+from instar.distributed import default_device, world
 from instar.objectives.language import NextToken
 from instar.stages.base import Job, Stage, TrainedStageConfig, trained
+from instar.stages.validation import held_out
 from instar.tokenizer.hf import Tokenizer
 
 Positive = Annotated[int, Gt(0)]
@@ -57,11 +57,8 @@ def build(config: SFTConfig) -> Job:
 
     def rows(paths: list[Path]) -> list[Row]:
         records = read_all(map(config.at, paths), ("messages",))
-        made = [
-            conversation_row(record["messages"], tokenizer, f"conversation {number}")
-            for number, record in enumerate(records, start=1)
-        ]
-        check_length(made, context, "conversation")
+        made = [conversation_row(r["messages"], tokenizer, r.place) for r in records]
+        check_length(made, context, [record.place for record in records])
         return made
 
     examples = rows(config.data)
@@ -70,7 +67,7 @@ def build(config: SFTConfig) -> Job:
         for ids in tokenizer.encode_batch(texts[: config.replay_documents]):
             ids = [tokenizer.bos_id, *ids][:context]
             examples.append(Row(ids, [True] * len(ids)))
-    held_out = rows(config.valid)
+    valid = rows(config.valid)
 
     def collate(some: list[Row]):
         return pad_rows(some, tokenizer.pad_id)
@@ -80,15 +77,10 @@ def build(config: SFTConfig) -> Job:
     )
     objective = NextToken(model)
 
-    @torch.no_grad()
     def validate() -> dict[str, float]:
-        device = model.lm_head.weight.device
-        batches = [
-            collate(held_out[i : i + config.micro_batch]).to(device)
-            for i in range(0, len(held_out), config.micro_batch)
-        ]
-        total = sum(objective(b).total.item() for b in batches)
-        return {"loss": total / sum(objective.count(b).item() for b in batches)}
+        cuts = range(0, len(valid), config.micro_batch)
+        batches = (collate(valid[i : i + config.micro_batch]) for i in cuts)
+        return held_out(objective, (batch.to(default_device()) for batch in batches))
 
     mean_length = sum(map(len, examples)) // len(examples)
     flops = model.config.flops_per_token(mean_length)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from annotated_types import Ge
 
+from instar.data.packing import check_place
 from instar.data.readers import read_all
 from instar.files import atomic_directory
 from instar.lineage import Cost, Stopwatch, peak_rss_bytes, write_lineage
@@ -45,7 +46,9 @@ def run(config: TokenizerConfig, display: Display) -> Path:
     texts = [d["text"] for d in read_all(map(config.at, config.data), ("text",))]
     if config.conversations:
         talks = read_all(map(config.at, config.conversations), ("messages",))
-        texts += [m["content"] for talk in talks for m in talk["messages"]]
+        for talk in talks:
+            check_place(talk["messages"], talk.place)
+            texts += [message["content"] for message in talk["messages"]]
     merges = train_bpe(texts, config.vocab_size, display.step)
     with atomic_directory(out) as directory:
         save_tokenizer(directory, merges, config.max_length)

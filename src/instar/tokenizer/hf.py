@@ -62,7 +62,8 @@ def save_tokenizer(directory: str | Path, merges: Merges, max_length: int) -> No
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_length,
     }
-    rust.save(str(directory / "tokenizer.json"))
+    # Written from Python, where a full disk is an OSError; the Rust library raises bare Exception.
+    (directory / "tokenizer.json").write_text(rust.to_str(pretty=True), encoding="utf-8")
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")
     (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
@@ -121,9 +122,21 @@ class Tokenizer:
             text: Any text.
             special: Read ``<|im_end|>`` and its like as control tokens. Leave it off for text
                 that a user wrote.
+
+        Raises:
+            UserError: ``text`` is not Unicode; it came from a prompt that is not UTF-8.
         """
         rust = self._special if special else self._plain
-        return rust.encode(text, add_special_tokens=False).ids
+        try:
+            return rust.encode(text, add_special_tokens=False).ids
+        except TypeError:  # what the Rust library says of half a surrogate pair
+            bad = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
+            if bad is None:
+                raise
+            raise UserError(
+                f"the text is not UTF-8 at character {text.index(bad) + 1}",
+                "Write it in UTF-8; `locale` shows what your terminal uses.",
+            ) from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of many texts, encoded in parallel as plain text."""

@@ -5,7 +5,6 @@ Only this file of the package reads files and prints.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,9 +15,11 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from instar.data.readers import read_jsonl
 from instar.errors import UserError
+from instar.files import atomic_directory
 from instar.tokenizer.bpe import FIRST_MERGE, train_bpe
-from instar.tokenizer.hf import Tokenizer, save_tokenizer
+from instar.tokenizer.hf import FILES, Tokenizer, save_tokenizer
 
 BLOCK = 1 << 20  # bytes of a .txt file that are read at a time
 
@@ -39,17 +40,9 @@ def texts_from(path: str | Path) -> Iterator[str]:
         raise UserError(f"{path} does not exist", "Check the spelling, and the current folder.")
     if not path.stat().st_size:
         raise UserError(f"{path} is empty", "Give a file that holds text.")
-    return _blocks(path) if path.suffix == ".txt" else _records(path)
-
-
-def _decoded(path: Path, raw: bytes, offset: int) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 at byte {offset + error.start}",
-            "Convert it, for example with `iconv -f GB18030 -t UTF-8`.",
-        ) from error
+    if path.suffix == ".txt":
+        return _blocks(path)
+    return (record["text"] for record in read_jsonl(path, ("text",)))
 
 
 def _blocks(path: Path) -> Iterator[str]:
@@ -57,27 +50,24 @@ def _blocks(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         while lines := file.readlines(BLOCK):
             raw = b"".join(lines)
-            yield _decoded(path, raw, offset)
-            offset += len(raw)
-
-
-def _records(path: Path) -> Iterator[str]:
-    offset = 0
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            line = _decoded(path, raw, offset)
-            offset += len(raw)
-            if not line.strip():
-                continue
             try:
-                text = json.loads(line)["text"]
-                text.encode()  # JSON can spell half a surrogate pair, which is no text
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                yield raw.decode()
+            except UnicodeDecodeError as error:
                 raise UserError(
-                    f'line {number} of {path} is not an object with a string "text"',
-                    'Write every line as {"text": "..."}.',
-                ) from error
-            yield text
+                    f"{path} is not UTF-8 at byte {offset + error.start}",
+                    "Convert it, for example with `iconv -f GB18030 -t UTF-8`.",
+                ) from None
+            offset += len(raw)
+
+
+def _check_place(out: Path) -> None:
+    """Refuse to replace a directory that holds anything but an older tokenizer."""
+    others = sorted({path.name for path in out.iterdir()} - set(FILES)) if out.exists() else []
+    if others:
+        raise UserError(
+            f"{out} holds {others[0]!r}, which is no part of a tokenizer",
+            "Name a new directory with --out.",
+        )
 
 
 def train(
@@ -103,6 +93,8 @@ def train(
     """
     if not files:
         raise UserError("no files were given", "Name at least one .txt or .jsonl file.")
+    out = out.resolve()
+    _check_place(out)
     console = Console()
     start = time.perf_counter()
     sources = [texts_from(path) for path in files]  # look at every file before the work begins
@@ -113,7 +105,8 @@ def train(
             bar.update(task, description="merging pairs", completed=done, total=total)
 
         merges = train_bpe((text for source in sources for text in source), vocab_size, progress)
-    save_tokenizer(out, merges, max_length)
+    with atomic_directory(out) as directory:
+        save_tokenizer(directory, merges, max_length)
     size = FIRST_MERGE + len(merges)
     took_s = time.perf_counter() - start
     console.print(f"{size} tokens in {took_s:.1f} s, written to {out}", soft_wrap=True)

@@ -70,7 +70,9 @@ class Display:
         """A new stage, or a new part of one, begins."""
         self._name, self._shown, self._speed = name, {}, 0.0
         self._began = self._spoke = time.perf_counter()
-        self._bar.reset(self._task, description=name, total=None, text=what, visible=True)
+        # A new task, because an old one cannot forget its total.
+        self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(name, total=None, text=what)
 
     def metrics(self, values: Mapping[str, float], tokens_per_s: float | None = None) -> None:
         """New figures for the line."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
@@ -16,6 +17,9 @@ from instar.training.loop import TrainingConfig
 from instar.training.meter import Meter
 from instar.training.optimizer import Optimizers
 from instar.training.state import Progress, WorkDirectory, save_state, save_tensors
+
+SAVE_EVERY_S = 60.0
+"""The most work that a power cut can cost, in seconds."""
 
 
 def due(step: int, every: int, last: bool) -> bool:
@@ -116,13 +120,16 @@ class Save:
     optimizers: Optimizers
     source: Source
     meter: Meter
+    _saved: float = field(default_factory=time.monotonic, init=False)
 
     def __call__(self, progress: Progress) -> None:
         """After each step."""
-        if due(progress.step, self.config.save_every, progress.finished):
+        waited = time.monotonic() - self._saved
+        if due(progress.step, self.config.save_every, progress.finished) or waited > SAVE_EVERY_S:
             self.now(progress)
 
     def now(self, progress: Progress) -> None:
         """Save at once."""
         parts = self.objective, self.optimizers, self.source, self.meter
         save_state(self.work, progress, *parts)
+        self._saved = time.monotonic()

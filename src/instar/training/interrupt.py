@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 
@@ -31,6 +32,7 @@ class Interruptible:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        print("\nfinishing this step; Ctrl-C again stops at once", file=sys.stderr)
 
     def check(self) -> None:
         """Raise ``Interrupted`` if Ctrl-C was pressed."""

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
+from pydantic import model_validator
 from torch import nn
 
 from instar.config import Config
@@ -52,8 +53,15 @@ class TrainingConfig(Config):
     """Validations without improvement that end the run; 0 never ends it early."""
     keep_best: bool = False
     """Whether the checkpoint is the one with the lowest validation loss, not the last."""
-    save_every: NonNegative = 200
-    """Steps between two saves of the state from which an interrupted run goes on."""
+    save_every: NonNegative = 0
+    """Steps between two saves of the state from which an interrupted run goes on; it is also
+    saved every minute."""
+
+    @model_validator(mode="after")
+    def _validates(self) -> TrainingConfig:
+        if self.patience and not self.validate_every:
+            raise ValueError("patience needs validate_every: without it there is one validation")
+        return self
 
 
 def fit(
@@ -103,7 +111,9 @@ def fit(
                     f"(step {progress.step + 1})",
                     "Lower the learning rate, or set precision to float32.",
                 )
-            meter.add({"grad_norm": (torch.tensor(norm), torch.tensor(1.0))})
+            meter.add(
+                {"grad_norm": (torch.tensor(norm, device=device), torch.ones((), device=device))}
+            )
             progress.step += 1
             progress.tokens += sum(batch.input_ids.numel() for batch in micro_batches)
             progress.means = {"lr": optimizers.lr, **source.metrics()}

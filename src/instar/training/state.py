@@ -128,7 +128,7 @@ def load_state(
     if not work.state.exists():
         work.metrics.unlink(missing_ok=True)
         return Progress()
-    state = torch.load(work.state, weights_only=True)
+    state = torch.load(work.state, weights_only=True, map_location="cpu")
     objective.load_state_dict(state["objective"])
     optimizers.load_state_dict(state["optimizers"])
     source.load_state_dict(state["source"])

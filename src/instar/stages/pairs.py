@@ -1,0 +1,64 @@
+"""What stages that learn from pairs of replies share: where the pairs are, and their batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Gt
+
+from instar.data.batch import Batch
+from instar.data.pairs import Pair, pad_pairs, preference_pairs
+from instar.data.readers import read_all
+from instar.data.sources import ExampleSource
+from instar.distributed import world
+from instar.stages.base import TrainedStageConfig
+from instar.tokenizer.hf import Tokenizer
+
+Positive = Annotated[int, Gt(0)]
+
+
+class PairsConfig(TrainedStageConfig):
+    """A stage that learns from pairs of replies."""
+
+    out: Path
+    init: Path = Path("{run}/sft")
+    """Checkpoint to begin with."""
+    data: list[Path] = [Path("{run}/data/preferences.jsonl")]
+    """JSON lines with `messages`, `chosen` and `rejected` each."""
+    valid: list[Path] = [Path("{run}/data/preferences_valid.jsonl")]
+    """The same, held out."""
+    batch_size: Positive = 32
+    """Pairs an optimizer step."""
+    micro_batch: Positive = 32
+    """Pairs a micro-batch."""
+
+    def files(self) -> list[Path]:
+        """Training and held-out pairs."""
+        return self.data + self.valid
+
+    def parents(self) -> list[Path]:
+        """The model to begin with."""
+        return [self.init]
+
+    def read(self, paths: list[Path], tokenizer: Tokenizer, context: int) -> list[Pair]:
+        """The pairs in some files."""
+        records = read_all(map(self.at, paths), ("messages", "chosen", "rejected"))
+        return preference_pairs(records, tokenizer, context)
+
+    def source(self, pairs: list[Pair], tokenizer: Tokenizer) -> ExampleSource[Pair]:
+        """Batches to train on, in an order of the seed's."""
+        return ExampleSource(
+            pairs,
+            lambda some: pad_pairs(some, tokenizer.pad_id),
+            self.batch_size,
+            self.micro_batch,
+            self.seed,
+            *world(),
+        )
+
+    def batches(self, pairs: list[Pair], tokenizer: Tokenizer) -> Iterator[Batch]:
+        """Batches to measure on: every pair once."""
+        for i in range(0, len(pairs), self.micro_batch):
+            yield pad_pairs(pairs[i : i + self.micro_batch], tokenizer.pad_id)
