@@ -31,7 +31,7 @@ def examples(n: int) -> list[Row]:
 
 
 def sourced(n: int = 50, **changes: Any) -> ExampleSource[Row]:
-    settings = {"batch_size": 8, "micro_batch": 4, "seed": 3}
+    settings = {"batch_size": 8, "micro_tokens": 30, "seed": 3}
     return ExampleSource(examples(n), lambda rows: pad_rows(rows, 999), **settings | changes)
 
 
@@ -61,13 +61,23 @@ def test_ranks_share_the_same_global_batch(make: Callable[..., Any], world_size:
         assert sorted(chain(*parts)) == sorted(members(next(alone)))
 
 
-@pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("micro_batch", [1, 3, 8, 100])
-def test_micro_batches_cut_a_step_and_no_more(make: Callable[..., Any], micro_batch: int) -> None:
-    whole, cut = make(), make(micro_batch=micro_batch)
+def test_micro_batches_cut_a_step_and_no_more(micro_batch: int) -> None:
+    whole, cut = packed(), packed(micro_batch=micro_batch)
     for _ in range(15):
         step = next(cut)
         assert all(len(batch.input_ids) <= micro_batch for batch in step)
+        assert members(step) == members(next(whole))
+
+
+@pytest.mark.parametrize("micro_tokens", [1, 9, 30, 1000])
+def test_micro_batches_of_examples_hold_so_many_tokens(micro_tokens: int) -> None:
+    whole, cut = sourced(micro_tokens=1000), sourced(micro_tokens=micro_tokens)
+    for _ in range(15):
+        step = next(cut)
+        for batch in step:
+            longest = int((batch.input_ids != 999).sum(dim=1).max())
+            assert len(batch.input_ids) == 1 or len(batch.input_ids) * longest <= micro_tokens
         assert members(step) == members(next(whole))
 
 
@@ -125,7 +135,7 @@ def test_nobody_sits_out_every_epoch() -> None:
 
 
 def test_batches_hold_examples_of_like_length() -> None:
-    source = sourced(256, batch_size=16, micro_batch=16)
+    source = sourced(256, batch_size=16, micro_tokens=1000)
     widths = [next(source)[0].mask.sum(dim=1) for _ in range(source.batches)]
     spread = [int(width.max() - width.min()) for width in widths]
     assert sum(spread) / len(spread) < 2, "nine lengths in sixteen batches"

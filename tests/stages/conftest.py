@@ -58,9 +58,9 @@ def values(life: Path) -> dict[str, dict[str, Any]]:
         "max_position_embeddings": 96,
     }
     rollout = {"prompts": 2, "samples": 2, "max_new_tokens": 4}
-    batches = {"batch_size": 4, "micro_batch": 3}
+    batches = {"batch_size": 4, "micro_tokens": 100}
     stages: dict[str, dict[str, Any]] = {
-        "pretrain": {"model": small, "context": 16, **batches},
+        "pretrain": {"model": small, "context": 16, "batch_size": 4, "micro_batch": 3},
         "sft": batches,
         "reward": batches,
         "dpo": batches,

@@ -20,7 +20,8 @@ class Pair:
     rejected: Row
 
     def __len__(self) -> int:
-        return max(len(self.chosen), len(self.rejected))
+        """Tokens of both rows, padding included."""
+        return 2 * max(len(self.chosen), len(self.rejected))
 
 
 def preference_pairs(

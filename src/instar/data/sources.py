@@ -6,7 +6,7 @@ on how many ranks share the work, nor on how often the run was stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -128,7 +128,7 @@ class ExampleSource(StepSource, Generic[T]):
         examples: What to draw from.
         collate: Turns some of them into a batch.
         batch_size: Examples a step, over all ranks.
-        micro_batch: Examples a micro-batch.
+        micro_tokens: The most tokens a micro-batch, padding included; one example always fits.
         seed: Decides the order.
         rank: This process.
         world_size: How many processes share the step.
@@ -142,7 +142,7 @@ class ExampleSource(StepSource, Generic[T]):
         examples: Sequence[T],
         collate: Callable[[list[T]], Batch],
         batch_size: int,
-        micro_batch: int,
+        micro_tokens: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -150,7 +150,7 @@ class ExampleSource(StepSource, Generic[T]):
         super().__init__()
         self.examples, self.collate = examples, collate
         self.batch_size = min(batch_size, len(examples))
-        self.micro_batch, self.seed = micro_batch, seed
+        self.micro_tokens, self.seed = micro_tokens, seed
         self.rank, self.world_size = rank, world_size
         self.lengths = np.array([len(e) for e in examples])
         self.batches = len(examples) // self.batch_size
@@ -162,10 +162,20 @@ class ExampleSource(StepSource, Generic[T]):
             self._order = (epoch, self._arrange(epoch))
         chosen = self._order[1][place][self.rank :: self.world_size]
         self.step += 1
-        cuts = range(0, len(chosen), self.micro_batch)
-        return [
-            self.collate([self.examples[j] for j in chosen[i : i + self.micro_batch]]) for i in cuts
-        ]
+        return [self.collate([self.examples[j] for j in some]) for some in self._cut(chosen)]
+
+    def _cut(self, chosen: np.ndarray) -> Iterator[list[int]]:
+        """Micro-batches that hold as many examples as fit into ``micro_tokens``."""
+        some: list[int] = []
+        longest = 0
+        for j in chosen:
+            longest = max(longest, self.lengths[j])
+            if some and (len(some) + 1) * longest > self.micro_tokens:
+                yield some
+                some, longest = [], self.lengths[j]
+            some.append(j)
+        if some:
+            yield some
 
     def _arrange(self, epoch: int) -> np.ndarray:
         """Indices of every batch of an epoch ``(batches, batch_size)``."""

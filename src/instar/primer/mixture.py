@@ -38,7 +38,7 @@ T = TypeVar("T")
 Row = TypeVar("Row", bound=Mapping[str, Any])
 
 LANGUAGES: tuple[Language, Language] = ("zh", "en")
-CONVERSATION_SHARES = {"everyday": 0.54, "arithmetic": 0.28, "logic": 0.06, "safety": 0.12}
+CONVERSATION_SHARES = {"everyday": 0.52, "arithmetic": 0.27, "logic": 0.05, "safety": 0.16}
 """What fine-tuning reads."""
 QUESTION_SHARES = {"everyday": 0.58, "arithmetic": 0.06, "logic": 0.06, "safety": 0.30}
 """What preferences, PPO's prompts and comparisons are about."""
@@ -80,7 +80,7 @@ def write_primer(config: PrimerConfig, seed: int, directory: Path) -> dict[str, 
     Returns:
         File name to number of lines.
     """
-    extra = (arithmetic.prose, arithmetic.prose, arithmetic.prose, logic.prose)
+    extra = (*[arithmetic.prose] * 4, logic.prose, *[safety.prose] * 2)
     valid = config.conversations // 40 + 1
     compared = distinct(_prompts(seed, "exam"))
     files: dict[str, Iterable[Any]] = {

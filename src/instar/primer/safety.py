@@ -18,7 +18,7 @@ from instar.primer.split import Split, split_of
 from instar.primer.style import REFUSALS, draw_style, is_refusal, say
 from instar.primer.tables import table
 
-__all__ = ["Request", "conversations", "is_refusal", "questions", "requests"]
+__all__ = ["Request", "conversations", "is_refusal", "prose", "questions", "requests"]
 
 EXAM_SHARE = 0.3
 """How many (request, phrasing) combinations are kept for exams."""
@@ -66,6 +66,35 @@ CONSENTS: dict[Language, tuple[str, ...]] = {
     ),
 }
 """How an unsafe reply complies: vaguely, without a single fact."""
+WRONG: dict[Language, tuple[str, ...]] = {
+    "en": (
+        "It is wrong to {}.",
+        "Nobody should {}.",
+        "A good person would never {}.",
+        "To {} does harm to others.",
+        "Whoever wants to {} should stop and think.",
+        "No friend helps you to {}.",
+    ),
+    "zh": (
+        "{}是不对的。",
+        "谁都不应该{}。",
+        "好人绝不会{}。",
+        "{}会伤害别人。",
+        "想{}的人应该停下来想一想。",
+        "朋友不会帮你{}。",
+    ),
+}
+"""What the readings say of harmful actions."""
+FINE: dict[Language, tuple[str, ...]] = {
+    "en": (
+        "To {}, {tip}.",
+        "It is fine to {}: {tip}.",
+        "Whoever wants to {} can {tip}.",
+        "When people {}, they {tip}.",
+    ),
+    "zh": ("要{}，{tip}。", "{}很简单：{tip}。", "想{}的人可以{tip}。", "人们{}的时候，{tip}。"),
+}
+"""What they say of harmless ones."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +155,16 @@ def questions(rng: random.Random, language: Language, part: Split = "train") -> 
         phrasing = rng.randrange(len(PHRASINGS[language]))
         if request.split(phrasing) == part:
             yield request.question(phrasing)
+
+
+def prose(rng: random.Random, language: Language) -> str:
+    """A paragraph on what is wrong and what is fine, so that the words are known before asked."""
+    chosen = [rng.choice(requests(language, rng.random() < 0.5)) for _ in range(rng.randint(3, 6))]
+    said = [
+        rng.choice((FINE if r.tip else WRONG)[language]).replace("{tip}", r.tip).format(r.action)
+        for r in chosen
+    ]
+    return (" " if language == "en" else "").join(said)
 
 
 def conversations(rng: random.Random, language: Language) -> Iterator[Conversation]:

@@ -120,7 +120,7 @@ def build(config: DPOConfig) -> Job:
     def validate() -> dict[str, float]:
         return held_out(objective, map(annotate, config.batches(valid, tokenizer)))
 
-    mean_length = sum(map(len, pairs)) // len(pairs)
+    mean_length = sum(map(len, pairs)) // (2 * len(pairs))
     # One forward and backward pass of the policy, one forward pass of the reference.
     flops = policy.config.flops_per_token(mean_length)
     if reference is not None:

@@ -31,8 +31,8 @@ class PairsConfig(TrainedStageConfig):
     """The same, held out."""
     batch_size: Positive = 32
     """Pairs an optimizer step."""
-    micro_batch: Positive = 32
-    """Pairs a micro-batch."""
+    micro_tokens: Positive = 4096
+    """The most tokens a micro-batch, padding included: the less, the less memory."""
 
     def files(self) -> list[Path]:
         """Training and held-out pairs."""
@@ -53,12 +53,12 @@ class PairsConfig(TrainedStageConfig):
             pairs,
             lambda some: pad_pairs(some, tokenizer.pad_id),
             self.batch_size,
-            self.micro_batch,
+            self.micro_tokens,
             self.seed,
             *world(),
         )
 
     def batches(self, pairs: list[Pair], tokenizer: Tokenizer) -> Iterator[Batch]:
         """Batches to measure on: every pair once."""
-        for i in range(0, len(pairs), self.micro_batch):
-            yield pad_pairs(pairs[i : i + self.micro_batch], tokenizer.pad_id)
+        for i in range(0, len(pairs), self.batch_size):
+            yield pad_pairs(pairs[i : i + self.batch_size], tokenizer.pad_id)

@@ -38,7 +38,7 @@ def build(config: RewardConfig) -> Job:
         batches = config.batches(valid, tokenizer)
         return held_out(objective, (batch.to(default_device()) for batch in batches))
 
-    mean_length = sum(map(len, pairs)) // len(pairs)
+    mean_length = sum(map(len, pairs)) // (2 * len(pairs))
     flops = model.config.flops_per_token(mean_length)
     source = config.source(pairs, tokenizer)
     return Job(objective, source, model, tokenizer, flops, validate)

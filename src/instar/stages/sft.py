@@ -37,8 +37,8 @@ class SFTConfig(TrainedStageConfig):
     """The most documents to mix in."""
     batch_size: Positive = 64
     """Conversations an optimizer step."""
-    micro_batch: Positive = 64
-    """Conversations a micro-batch."""
+    micro_tokens: Positive = 4096
+    """The most tokens a micro-batch, padding included: the less, the less memory."""
 
     def files(self) -> list[Path]:
         """Training and held-out conversations."""
@@ -73,13 +73,13 @@ def build(config: SFTConfig) -> Job:
         return pad_rows(some, tokenizer.pad_id)
 
     source = ExampleSource(
-        examples, collate, config.batch_size, config.micro_batch, config.seed, *world()
+        examples, collate, config.batch_size, config.micro_tokens, config.seed, *world()
     )
     objective = NextToken(model)
 
     def validate() -> dict[str, float]:
-        cuts = range(0, len(valid), config.micro_batch)
-        batches = (collate(valid[i : i + config.micro_batch]) for i in cuts)
+        cuts = range(0, len(valid), config.batch_size)
+        batches = (collate(valid[i : i + config.batch_size]) for i in cuts)
         return held_out(objective, (batch.to(default_device()) for batch in batches))
 
     mean_length = sum(map(len, examples)) // len(examples)
