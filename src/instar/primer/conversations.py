@@ -49,10 +49,10 @@ def qa_pool(rng: random.Random) -> Iterator[Question]:
     Facts about entities that are not held out, words to translate, opposites; both languages.
     """
     makers: tuple[tuple[float, Callable[[random.Random, Language], Question]], ...] = (
-        (0.66, _knowledge),
+        (0.72, _knowledge),
         (0.06, _sky),
-        (0.20, _word),
-        (0.08, _opposite),
+        (0.16, _word),
+        (0.06, _opposite),
     )
     shares = [share for share, _ in makers]
     while True:
@@ -90,12 +90,12 @@ def conversations(rng: random.Random) -> Iterator[Conversation]:
         return [asked.prompt, asked.sentence]
 
     makers: tuple[tuple[float, Callable[[Language], list[str]]], ...] = (
-        (0.54, styled),
-        (0.14, formatted),
-        (0.12, translated),
-        (0.06, lambda language: _memory(rng, language)),
-        (0.05, lambda language: _rewrite(rng, language)),
-        (0.04, lambda language: _chat(rng, language, "identity")),
+        (0.62, styled),
+        (0.13, formatted),
+        (0.10, translated),
+        (0.05, lambda language: _memory(rng, language)),
+        (0.02, lambda language: _rewrite(rng, language)),
+        (0.03, lambda language: _chat(rng, language, "identity")),
         (0.02, lambda language: _chat(rng, language, "greeting", "thanks")),
         (0.03, lambda language: _definition(rng, language)),
     )

@@ -38,7 +38,7 @@ T = TypeVar("T")
 Row = TypeVar("Row", bound=Mapping[str, Any])
 
 LANGUAGES: tuple[Language, Language] = ("zh", "en")
-CONVERSATION_SHARES = {"everyday": 0.52, "arithmetic": 0.27, "logic": 0.05, "safety": 0.16}
+CONVERSATION_SHARES = {"everyday": 0.57, "arithmetic": 0.24, "logic": 0.05, "safety": 0.14}
 """What fine-tuning reads."""
 QUESTION_SHARES = {"everyday": 0.58, "arithmetic": 0.06, "logic": 0.06, "safety": 0.30}
 """What preferences, PPO's prompts and comparisons are about."""
@@ -80,7 +80,7 @@ def write_primer(config: PrimerConfig, seed: int, directory: Path) -> dict[str, 
     Returns:
         File name to number of lines.
     """
-    extra = (*[arithmetic.prose] * 4, logic.prose, *[safety.prose] * 2)
+    extra = (*[arithmetic.prose] * 4, logic.prose, *[safety.prose] * 2, *[quiz] * 2)
     valid = config.conversations // 40 + 1
     compared = distinct(_prompts(seed, "exam"))
     files: dict[str, Iterable[Any]] = {
@@ -99,6 +99,21 @@ def write_primer(config: PrimerConfig, seed: int, directory: Path) -> dict[str, 
         "samples": SAMPLES,
     }
     return {name: write_jsonl(directory / f"{name}.jsonl", rows) for name, rows in files.items()}
+
+
+def quiz(rng: random.Random, language: Language) -> str:
+    """A few questions with their answers, as books have them, about what is not held out.
+
+    A model that has read questions and answers on some entities can later be asked about the
+    others, of whom it has only read (Allen-Zhu & Li 2023, arXiv:2309.14316, section 4).
+    """
+    asked = (
+        q
+        for q in conversations.qa_pool(rng)
+        if q.language == language and split_of_prompt(q.prompt) == "train"
+    )
+    gap = " " if language == "en" else ""
+    return gap.join(f"{q.prompt}{gap}{q.sentence}" for q in islice(asked, rng.randint(3, 6)))
 
 
 def _rng(seed: int, purpose: str) -> random.Random:

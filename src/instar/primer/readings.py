@@ -52,13 +52,13 @@ def readings(
     dictionary = _dictionary(rng, language)
     small = _small_facts(rng, language)
     sources: list[tuple[float, Callable[[], str]]] = [
-        (0.46, lambda: next(knowledge)),
+        (0.44, lambda: next(knowledge)),
         (0.10, lambda: next(dictionary)),
         (0.08, lambda: story(rng, language)),
         (0.04, lambda: next(small)),
     ]
     if extra:
-        sources.append((0.32, lambda: rng.choice(extra)(rng, language)))
+        sources.append((0.34, lambda: rng.choice(extra)(rng, language)))
     shares, makers = zip(*sources, strict=True)
     while True:
         yield {"text": rng.choices(makers, shares)[0](), "language": language}

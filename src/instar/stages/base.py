@@ -19,6 +19,7 @@ from instar.distributed import default_device
 from instar.errors import UserError
 from instar.files import atomic_directory
 from instar.lineage import (
+    LINEAGE,
     Cost,
     Stopwatch,
     fingerprint_of,
@@ -154,7 +155,13 @@ class Stage(Generic[S]):
 
 
 def up_to_date(out: Path, provenance: dict[str, Any], display: Display) -> bool:
-    """Whether the output exists and was made from the same."""
+    """Whether the output exists and was made from the same.
+
+    Raises:
+        UserError: Something is there that no stage has written; it would be replaced.
+    """
+    if out.is_dir() and any(out.iterdir()) and not (out / LINEAGE).exists():
+        raise UserError(f"{out} exists, and no stage has made it", "Choose another `out`.")
     if fingerprint_of(out) != provenance["fingerprint"]:
         return False
     display.note(f"{out} is up to date; delete it to make it again")
