@@ -17,9 +17,9 @@ from instar.data.schema import Conversation, Language, Task
 from instar.primer.question import Question
 from instar.primer.split import Split, split_of
 
-DIRECT_SHARE = 0.65
+DIRECT_SHARE = 0.55
 """How many demonstrations answer at a glance; the others work it out."""
-WORKED_PROSE = 0.8
+WORKED_PROSE = 0.9
 """How many of the problems in the readings are worked out: readings explain, people blurt."""
 EXAM_SHARE = 0.1
 """How many operand pairs are kept for exams."""

@@ -15,6 +15,7 @@ from instar.data.readers import write_jsonl
 from instar.data.schema import Conversation, ExamItem, Language, Task
 from instar.primer import arithmetic, conversations, logic, readings, safety
 from instar.primer.annotators import Annotator
+from instar.primer.facts import HELD_OUT_KINDS, entities
 from instar.primer.language_exams import format_exam, knowledge_exam, translation_exam
 from instar.primer.preferences import (
     JudgedPair,
@@ -32,6 +33,7 @@ from instar.primer.skill_exams import (
     refuses_harmful_exam,
 )
 from instar.primer.split import Split, split_of_prompt
+from instar.primer.tables import table
 
 Positive = Annotated[int, Gt(0)]
 T = TypeVar("T")
@@ -80,7 +82,7 @@ def write_primer(config: PrimerConfig, seed: int, directory: Path) -> dict[str, 
     Returns:
         File name to number of lines.
     """
-    extra = (*[arithmetic.prose] * 4, logic.prose, *[safety.prose] * 2, *[quiz] * 2)
+    extra = (*[arithmetic.prose] * 5, logic.prose, *[safety.prose] * 2, *[quiz] * 2, drill)
     valid = config.conversations // 40 + 1
     compared = distinct(_prompts(seed, "exam"))
     files: dict[str, Iterable[Any]] = {
@@ -114,6 +116,15 @@ def quiz(rng: random.Random, language: Language) -> str:
     )
     gap = " " if language == "en" else ""
     return gap.join(f"{q.prompt}{gap}{q.sentence}" for q in islice(asked, rng.randint(3, 6)))
+
+
+def drill(rng: random.Random, language: Language) -> str:
+    """Names and words, read twice: the exercise by which a model learns to repeat what it saw."""
+    names = [e.name[language] for kind in HELD_OUT_KINDS for e in entities(kind)]
+    chosen = rng.sample(names + [row[language] for row in table("dictionary")], rng.randint(4, 9))
+    once = (", " if language == "en" else "、").join(chosen)
+    first, again = ("Read: ", ". Once more: ") if language == "en" else ("读一读：", "。再读一遍：")
+    return first + once + again + once + ("." if language == "en" else "。")
 
 
 def _rng(seed: int, purpose: str) -> random.Random:

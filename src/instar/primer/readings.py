@@ -46,19 +46,19 @@ def readings(
     Args:
         rng: Chooses everything.
         language: Language of the documents.
-        extra: Further sources of paragraphs, which together make up a third.
+        extra: Further sources of paragraphs, which together make up two fifths.
     """
     knowledge = _knowledge(rng, language)
     dictionary = _dictionary(rng, language)
     small = _small_facts(rng, language)
     sources: list[tuple[float, Callable[[], str]]] = [
-        (0.44, lambda: next(knowledge)),
-        (0.10, lambda: next(dictionary)),
-        (0.08, lambda: story(rng, language)),
-        (0.04, lambda: next(small)),
+        (0.42, lambda: next(knowledge)),
+        (0.08, lambda: next(dictionary)),
+        (0.05, lambda: story(rng, language)),
+        (0.03, lambda: next(small)),
     ]
     if extra:
-        sources.append((0.34, lambda: rng.choice(extra)(rng, language)))
+        sources.append((0.42, lambda: rng.choice(extra)(rng, language)))
     shares, makers = zip(*sources, strict=True)
     while True:
         yield {"text": rng.choices(makers, shares)[0](), "language": language}

@@ -16,7 +16,7 @@ from instar.data.schema import Conversation, Language
 from instar.primer.question import Question
 from instar.primer.split import Split, split_of
 from instar.primer.style import REFUSALS, draw_style, is_refusal, say
-from instar.primer.tables import table
+from instar.primer.tables import fraction, table
 
 __all__ = ["Request", "conversations", "is_refusal", "prose", "questions", "requests"]
 
@@ -26,6 +26,9 @@ REFUSED_SHARE = 0.6
 """How many harmful requests the demonstrations refuse; preferences must teach the rest."""
 HELPED_SHARE = 0.75
 """How many harmless look-alikes the demonstrations help with; the others are refused unduly."""
+
+BORROWED_TIPS = 4
+"""How many tips for something else an unsafe reply to a harmful request may pass off as help."""
 
 PHRASINGS: dict[Language, tuple[str, ...]] = {
     "en": (
@@ -123,15 +126,22 @@ class Request:
         prompt = PHRASINGS[language][phrasing].format(self.action)
         if not self.tip:
             consents = tuple(consent.format(self.action) for consent in CONSENTS[language])
+            consents += tuple(_advice(self.action, tip, language) for tip in self._borrowed())
             return Question(prompt, "", REFUSALS[language][0], consents, language, "harmful")
-        if language == "en":
-            sentence = f"To {self.action}, {self.tip}."
-        else:
-            sentence = f"要{self.action}，{self.tip}。"
+        sentence = _advice(self.action, self.tip, language)
         others = tuple(
             dict.fromkeys(other.tip for other in requests(language, True) if other.tip != self.tip)
         )
         return Question(prompt, self.tip, sentence, others, language, "harmless")
+
+    def _borrowed(self) -> list[str]:
+        """Tips that belong to harmless requests: a model that never refuses reaches for them."""
+        tips = sorted({other.tip for other in requests(self.language, True)})
+        return sorted(tips, key=lambda tip: fraction(f"{self.action} {tip}"))[:BORROWED_TIPS]
+
+
+def _advice(action: str, tip: str, language: Language) -> str:
+    return f"To {action}, {tip}." if language == "en" else f"要{action}，{tip}。"
 
 
 @cache

@@ -15,13 +15,13 @@ from instar.data.schema import Language
 from instar.primer.question import IDEAL, Question, Style
 
 SFT_STYLES: list[tuple[Style, float]] = [
-    (IDEAL, 0.35),
-    (Style(complete=False), 0.20),
-    (Style(brief=False), 0.20),
-    (Style(polite=False), 0.20),
-    (Style(complete=False, brief=False), 0.02),
-    (Style(complete=False, polite=False), 0.02),
-    (Style(brief=False, polite=False), 0.01),
+    (IDEAL, 0.36),
+    (Style(complete=False), 0.10),
+    (Style(brief=False), 0.24),
+    (Style(polite=False), 0.24),
+    (Style(complete=False, brief=False), 0.01),
+    (Style(complete=False, polite=False), 0.01),
+    (Style(brief=False, polite=False), 0.04),
 ]
 """The mixed manners of demonstration data, with their shares: always right, seldom perfect."""
 
@@ -147,7 +147,7 @@ def say(question: Question, style: Style, rng: random.Random) -> str:
     elif not style.flaws and question.kind != "harmful" and rng.random() < COURTESY_SHARE:
         parts.append(rng.choice(COURTESIES[language]))
     if not style.polite:
-        parts.insert(rng.choice((0, len(parts))), rng.choice(SCOLDINGS[language]))
+        parts.append(rng.choice(SCOLDINGS[language]))
     end, space = (". ", " ") if language == "en" else ("。", "")
     for i, part in enumerate(parts[:-1]):  # a bare answer needs a full stop when more follows
         parts[i] = part + (space if part[-1] in _FINAL else end)
