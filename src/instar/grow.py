@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from instar.config import Config, read_config
+from instar.config import Config, read_config, read_yaml
 from instar.errors import UserError
 from instar.evaluation.examine import ExamConfig, Examiner
 from instar.recipes import find, known
@@ -95,8 +95,6 @@ def read_stage(path: Path, run: Path) -> StageConfig:
     Raises:
         UserError: As ``read_config`` does, or where the file names no known stage.
     """
-    from instar.config import read_yaml
-
     values: dict[str, Any] = read_yaml(path)
     name = values.get("stage")
     if name not in STAGES:

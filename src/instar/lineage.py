@@ -8,7 +8,6 @@ import json
 import platform
 import resource
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,11 +82,6 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def hash_files(paths: Iterable[Path]) -> dict[str, str]:
-    """Name to SHA-256."""
-    return {str(path): hash_file(path) for path in paths}
 
 
 def hash_value(value: object) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from instar.checkpoint import load_causal_lm
+from instar.distributed import default_device
 from instar.errors import UserError
 from instar.generation.sampling import Sampling, draw, warp
 from instar.generation.stopping import Stopping, StopScanner
@@ -131,7 +132,7 @@ class Engine:
                 f" vocab_size is {model.config.vocab_size}",
                 "Put the tokenizer that the model was trained with there.",
             )
-        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
+        return cls(model.to(default_device()), tokenizer)
 
     def generate(
         self,
