@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 IGNORE = -100
 """Target value at positions where no loss is taken."""
+
+STRIDE = 8
+"""Widths are multiples of this: matrix products are tuned afresh for every new shape."""
 
 
 @dataclass(frozen=True)
@@ -65,3 +69,25 @@ class Batch:
     def rows(self, index: Int[Tensor, " n"] | slice) -> Batch:
         """The chosen rows of every field."""
         return Batch(**{k: v[index] for k, v in self.tensors().items()})
+
+    def lengths(self) -> Int[Tensor, " b"]:
+        """How many columns of each row are its own, to the last token that is a target.
+
+        ``targets[:, t]`` is the token that stands at ``t + 1``, so a row's last token has no
+        target of its own, and neither has the last column:
+
+        ======== ==== ==== ==== ==== =====
+        column    0    1    2    3    4
+        input    ask   ask  a    b   (pad)
+        target    -    a    b    -    -
+        ======== ==== ==== ==== ==== =====
+
+        Here the length is 4.
+        """
+        columns = torch.arange(2, self.targets.shape[1] + 2, device=self.targets.device)
+        return (columns * self.mask).amax(dim=1)
+
+    def trimmed(self) -> Batch:
+        """The same rows, as narrow as their longest target allows."""
+        width = math.ceil(max(1, int(self.lengths().max())) / STRIDE) * STRIDE
+        return Batch(**{k: v[:, :width] for k, v in self.tensors().items()})

@@ -65,8 +65,8 @@ class KVCache:
     def rows(self, index: Tensor) -> KVCache:
         """A copy that holds the chosen sequences: repeat a prompt, or drop finished ones."""
         chosen = object.__new__(KVCache)
-        chosen.keys = self.keys[:, index]
-        chosen.values = self.values[:, index]
+        chosen.keys = self.keys.index_select(1, index)
+        chosen.values = self.values.index_select(1, index)
         chosen.start = self.start[index]
         chosen.length = self.length
         return chosen

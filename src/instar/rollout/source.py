@@ -156,14 +156,19 @@ class RolloutSource:
         return Rollout([self.tasks[int(i)] for i in asked], completions, batch, self.config.samples)
 
     def _cut(self, batch: Batch) -> list[list[Batch]]:
-        """Epochs, minibatches and micro-batches of one rollout, rows shuffled in each epoch."""
+        """Epochs, minibatches and micro-batches of one rollout, rows shuffled in each epoch.
+
+        Rows of like length share a micro-batch, so that little of it is padding.
+        """
         rng = np.random.default_rng([self.seed, self._number, 1])
-        rows = len(batch.input_ids)
+        lengths = batch.lengths()
         steps: list[list[Batch]] = []
         for _ in range(self.config.epochs):
-            order = torch.from_numpy(rng.permutation(rows))
+            order = torch.from_numpy(rng.permutation(len(lengths)))
             for part in order.tensor_split(self.config.minibatches):
-                steps.append([batch.rows(some) for some in part.split(self.config.micro_batch)])
+                ordered = part[lengths[part].argsort(stable=True)]
+                cuts = ordered.split(self.config.micro_batch)
+                steps.append([batch.rows(some).trimmed() for some in cuts])
         return steps
 
     def metrics(self) -> dict[str, float]:
