@@ -59,13 +59,19 @@ class DPO:
     ``-log sigmoid(r_w - r_l)`` with ``r = beta log(pi / pi_ref)``. Label smoothing supposes that
     a share of the labels is wrong (cDPO: Mitchell 2023, ericmitchell.ai/cdpo.pdf).
 
+    The loss sees only the difference: it is also content when both replies become unlikely, and
+    what becomes likely instead is nobody's choice. ``nll_weight`` adds the chosen reply's mean
+    negative log-likelihood a token (Pang et al. 2024, arXiv:2404.19733, eq. 1).
+
     Args:
         beta: Strength of the tie to the reference.
         label_smoothing: Share of pairs believed to be swapped, 0 to 0.5.
+        nll_weight: Weight of fine-tuning on the chosen reply, the paper's alpha.
     """
 
     beta: float = 0.1
     label_smoothing: float = 0.0
+    nll_weight: float = 0.0
     needs_reference: ClassVar[bool] = True
 
     def reward(self, replies: Replies) -> Float[Tensor, " p"]:
@@ -73,10 +79,11 @@ class DPO:
         return self.beta * (replies.logprob - replies.reference)
 
     def loss(self, chosen: Replies, rejected: Replies) -> Float[Tensor, " p"]:
-        """Cross-entropy against a label that is right with probability ``1 - label_smoothing``."""
+        """Cross-entropy against a label that may be wrong, and fine-tuning on the chosen reply."""
         margin = self.reward(chosen) - self.reward(rejected)
         wrong = self.label_smoothing
-        return -(1 - wrong) * F.logsigmoid(margin) - wrong * F.logsigmoid(-margin)
+        comparison = -(1 - wrong) * F.logsigmoid(margin) - wrong * F.logsigmoid(-margin)
+        return comparison - self.nll_weight * chosen.logprob / chosen.length
 
 
 @dataclass(frozen=True)

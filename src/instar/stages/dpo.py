@@ -34,10 +34,12 @@ class DPOLoss(Config):
     """Strength of the tie to the reference: how much log-ratio one unit of reward is worth."""
     label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
     """Share of labels believed to be wrong."""
+    nll_weight: Annotated[float, Ge(0)] = 0.0
+    """Weight of fine-tuning on the better reply, which keeps it from becoming unlikely too."""
 
     def make(self) -> PairLoss:
         """The loss."""
-        return DPO(self.beta, self.label_smoothing)
+        return DPO(self.beta, self.label_smoothing, self.nll_weight)
 
 
 class IPOLoss(Config):
