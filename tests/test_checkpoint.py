@@ -10,7 +10,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from instar import checkpoint
-from instar.checkpoint import load_causal_lm, load_score_model, save_model
+from instar.checkpoint import (
+    load_causal_lm,
+    load_score_model,
+    save_model,
+    score_model_from,
+)
 from instar.errors import UserError
 from instar.files import atomic_directory, read_json, write_json
 from instar.model import CausalLM, ModelConfig, ScoreModel
@@ -50,6 +55,23 @@ def test_save_and_load(tmp_path: Path, kind: type[Any], tied: bool) -> None:
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, found.state_dict()[name]), name
     assert sum(p.numel() for p in found.parameters()) == sum(p.numel() for p in model.parameters())
+
+
+def test_a_score_model_keeps_the_form_of_its_reward(tmp_path: Path) -> None:
+    save_model(make(), tmp_path / "lm")
+    fresh = score_model_from(tmp_path / "lm", "prior")
+    assert fresh.prior_weight.item() == 1 and not fresh.score.weight.any()
+    with torch.no_grad():
+        fresh.prior_weight.fill_(0.5)
+    save_model(fresh, tmp_path / "reward")
+    found = load_score_model(tmp_path / "reward")
+    assert found.config.reward_form == "prior" and found.prior_weight.item() == 0.5
+
+
+def test_a_prior_needs_the_output_embedding(tmp_path: Path) -> None:
+    save_model(make(tie_word_embeddings=False), tmp_path)
+    with pytest.raises(UserError, match=r"two matrices.*Choose the form"):
+        score_model_from(tmp_path, "prior")
 
 
 def test_a_tied_head_is_left_out_and_the_format_is_named(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from instar.errors import UserError
 from instar.files import read_json, write_json
 from instar.model import CausalLM, ModelConfig, ScoreModel
+from instar.model.config import RewardForm
 from instar.tokenizer.hf import Tokenizer
 
 M = TypeVar("M", CausalLM, ScoreModel)
@@ -229,13 +230,29 @@ def load_score_model(directory: Path) -> ScoreModel:
     return _fill(model, load_weights(directory), directory)
 
 
-def score_model_from(directory: Path) -> ScoreModel:
-    """A new score model on the body of a language model; its head starts at zero."""
-    model = ScoreModel(read_model_config(directory))
+def score_model_from(directory: Path, form: RewardForm = "last") -> ScoreModel:
+    """A new score model on the body of a language model; its head starts at zero.
+
+    Args:
+        directory: The language model.
+        form: How it makes a reward of its scores.
+
+    Raises:
+        UserError: As ``load_causal_lm`` does, or where the form needs tied embeddings.
+    """
+    config = read_model_config(directory)
+    if form == "prior" and not config.tie_word_embeddings:
+        raise UserError(
+            f"{directory}: its input and output embeddings are two matrices, and a score model "
+            "keeps only the first",
+            "Choose the form `last` or `mean`.",
+        )
+    model = ScoreModel(config.model_copy(update={"reward_form": form}))
+    fresh = {name: p for name, p in model.named_parameters() if not name.startswith("model.")}
+    fresh["score.weight"] = torch.zeros_like(model.score.weight)
     weights = load_weights(directory)
     weights.pop(TIED, None)
-    weights.setdefault("score.weight", torch.zeros_like(model.score.weight))
-    return _fill(model, weights, directory)
+    return _fill(model, fresh | weights, directory)
 
 
 def _fill(model: M, weights: dict[str, Tensor], directory: Path) -> M:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from torch.nn import functional as F
 from instar.data.batch import IGNORE, Batch
 from instar.errors import UserError
 from instar.model import CausalLM, ScoreModel
+from instar.model.transformer import initialize
 from instar.objectives.base import Metrics, Objective
 from instar.objectives.clipped import ActorCritic, ClippedPolicy
 from instar.objectives.language import NextToken, batch_logprobs
 from instar.objectives.preference import DPO, IPO, ORPO, PairLoss, Pairwise, Replies, SimPO
-from instar.objectives.reward import BradleyTerry, last_token
+from instar.objectives.reward import BradleyTerry, reply_scores
 from instar.rollout.advantages import token_weights
 
 MakeBatch = Callable[..., Batch]
@@ -101,23 +103,9 @@ def test_next_token_is_cross_entropy(policy: CausalLM, make_batch: MakeBatch):
     assert loss.metrics["loss"][1] == batch.mask.sum()
 
 
-def test_last_token_by_hand():
-    # Ids 10..14; a reply at columns 2-3, one that fills the row, and a reply of one token.
-    ids = torch.arange(10, 15).repeat(3, 1)
-    targets = torch.full_like(ids, IGNORE)
-    targets[0, 1:3] = ids[0, 2:4]
-    targets[1, 0:4] = ids[1, 1:5]
-    targets[2, 0] = ids[2, 1]
-    batch = Batch(input_ids=ids, targets=targets)
-    assert last_token(batch).tolist() == [3, 4, 1]
-    # It is where the last target itself stands.
-    for row, column in enumerate(last_token(batch).tolist()):
-        assert ids[row, column] == targets[row][targets[row] != IGNORE][-1]
-
-
 def test_bradley_terry_by_hand(scorer: ScoreModel, make_batch: MakeBatch):
     batch = make_batch(4)
-    rewards = scorer(batch.input_ids)[torch.arange(4), last_token(batch)].tolist()
+    rewards = scorer(batch.input_ids)[torch.arange(4), batch.lengths() - 1].tolist()
     expected = right = 0.0
     for better, worse in zip(rewards[:2], rewards[2:], strict=True):
         expected += math.log1p(math.exp(worse - better)) + 0.5 * (better + worse) ** 2
@@ -125,6 +113,29 @@ def test_bradley_terry_by_hand(scorer: ScoreModel, make_batch: MakeBatch):
     loss = BradleyTerry(scorer, center=0.5)(batch)
     assert loss.total.item() == pytest.approx(expected, rel=1e-5)
     assert (loss.metrics["accuracy"][0].item(), loss.metrics["accuracy"][1].item()) == (right, 2)
+
+
+@pytest.mark.parametrize("form", ["mean", "prior"])
+def test_rewards_of_whole_replies_by_hand(
+    form: Literal["mean", "prior"], policy: CausalLM, scorer: ScoreModel, make_batch: MakeBatch
+):
+    config = scorer.config.model_copy(update={"reward_form": form})
+    model = ScoreModel(config)
+    initialize(model, config, torch.Generator().manual_seed(2))
+    model.model.load_state_dict(policy.model.state_dict())
+    with torch.no_grad():
+        model.score.weight.copy_(scorer.score.weight)
+    batch = make_batch(4)
+    scores, logps = model(batch.input_ids), policy(batch.input_ids).log_softmax(dim=-1)
+    for row, reward in enumerate(reply_scores(model, batch).tolist()):
+        predicted = [t for t, known in enumerate(batch.mask[row].tolist()) if known]
+        expected = sum(scores[row, t + 1].item() for t in predicted)
+        if form == "prior":
+            expected += sum(logps[row, t, batch.targets[row, t]].item() for t in predicted)
+        assert reward == pytest.approx(expected / len(predicted), rel=1e-4)
+    BradleyTerry(model)(batch).total.backward()
+    learnt = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert ("prior_weight" in learnt) == (form == "prior")
 
 
 def replies(logprob: float, length: int, reference: float) -> Replies:
@@ -138,6 +149,8 @@ PAIR_LOSSES = [
     (DPO(beta=0.5), math.log1p(math.exp(-1))),
     # one label in ten is wrong: 0.9 ln(1 + e^-1) + 0.1 ln(1 + e)
     (DPO(0.5, 0.1), 0.9 * math.log1p(math.exp(-1)) + 0.1 * math.log1p(math.e)),
+    # the chosen reply's mean NLL is 4 / 4
+    (DPO(0.5, nll_weight=0.3), math.log1p(math.exp(-1)) + 0.3),
     # mean log-ratios 2/4 - 0/5 = 0.5; the target is 1 / (2 * 0.25) = 2: (0.5 - 2)^2
     (IPO(beta=0.25), 2.25),
     # mean log-probs -1 and -2: margin 2 (-1 + 2) - 0.5 = 1.5

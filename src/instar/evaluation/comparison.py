@@ -9,17 +9,18 @@ the reference.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from instar.data.batch import IGNORE
+from instar.data.batch import Batch
+from instar.data.packing import pad_rows, reply_row
 from instar.data.schema import Message
 from instar.errors import UserError
-from instar.objectives.functional import token_logprobs
+from instar.objectives.language import batch_logprobs
+from instar.objectives.reward import reply_scores
 from instar.primer.rubric import from_record, score
 from instar.tokenizer.chat import render
 
@@ -86,7 +87,7 @@ def compare(
     Args:
         policy: The model in question.
         reference: What it is compared with, usually the SFT model; the same tokenizer.
-        reward_model: Scores a reply at its last token.
+        reward_model: Says what a reply is worth.
         questions: Held-out questions as records (``primer.rubric.to_record``).
         max_new_tokens: Longest reply, in tokens.
         seed: Seeds the replies.
@@ -161,22 +162,20 @@ def _mean(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(variance / n)
 
 
-def _padded(rows: list[list[int]], fill: int, device: torch.device) -> Tensor:
-    width = max(len(row) for row in rows)
-    return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)
+def _batches(
+    prompts: list[list[int]], replies: list[Completion], device: torch.device
+) -> Iterator[Batch]:
+    """Prompts and replies as rows, some at a time."""
+    rows = [reply_row(p, reply.ids) for p, reply in zip(prompts, replies, strict=True)]
+    for start in range(0, len(rows), ROWS):
+        yield pad_rows(rows[start : start + ROWS], pad_id=0).to(device)
 
 
 @torch.no_grad()
 def _rewards(model: ScoreModel, prompts: list[list[int]], replies: list[Completion]) -> list[float]:
-    """Each reply's score at its last token (the end of turn, where it was reached)."""
-    rows = [prompt + reply.ids for prompt, reply in zip(prompts, replies, strict=True)]
-    device = model.score.weight.device
-    rewards: list[float] = []
-    for start in range(0, len(rows), ROWS):
-        some = rows[start : start + ROWS]
-        scores = model(_padded(some, 0, device))
-        rewards += [scores[i, len(row) - 1].item() for i, row in enumerate(some)]
-    return rewards
+    """What the reward model thinks each reply is worth."""
+    batches = _batches(prompts, replies, model.score.weight.device)
+    return [reward for batch in batches for reward in reply_scores(model, batch).tolist()]
 
 
 @torch.no_grad()
@@ -184,14 +183,5 @@ def _reply_logprobs(
     model: CausalLM, prompts: list[list[int]], replies: list[Completion]
 ) -> list[float]:
     """Log-probability of each whole reply, its end of turn included."""
-    device = model.lm_head.weight.device
-    pairs = list(zip(prompts, replies, strict=True))
-    totals: list[float] = []
-    for start in range(0, len(pairs), ROWS):
-        some = pairs[start : start + ROWS]
-        inputs = _padded([(prompt + reply.ids)[:-1] for prompt, reply in some], 0, device)
-        targets = [[IGNORE] * (len(prompt) - 1) + reply.ids for prompt, reply in some]
-        hidden = model.model(inputs)
-        logprobs = token_logprobs(hidden, model.lm_head.weight, _padded(targets, IGNORE, device))
-        totals += logprobs.double().sum(dim=1).tolist()
-    return totals
+    batches = _batches(prompts, replies, model.lm_head.weight.device)
+    return [total for b in batches for total in batch_logprobs(model, b).sum(dim=1).tolist()]

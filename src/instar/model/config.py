@@ -10,6 +10,16 @@ from pydantic import model_validator
 from instar.config import Config
 
 Positive = Annotated[int, Gt(0)]
+RewardForm = Literal["last", "mean", "prior"]
+"""What a reply is worth to a reward model:
+
+- ``last``: the score of its last token, as in transformers.
+- ``mean``: the mean score of its tokens. A shallow model finds a flaw only where it stands; so it
+  need not carry what it found to the end.
+- ``prior``: the mean score, plus the mean log-likelihood of its tokens times a learned weight
+  that begins at 1. The language model's own opinion comes first (it is SimPO's reward: Meng et
+  al. 2024, arXiv:2405.14734, eq. 4), and the scores learn what to correct.
+"""
 
 
 class ModelConfig(Config):
@@ -45,6 +55,8 @@ class ModelConfig(Config):
     """Standard deviation of the initial weights."""
     tie_word_embeddings: bool = True
     """Whether input and output embeddings are one matrix."""
+    reward_form: RewardForm = "last"
+    """How a reward model makes a reply's reward of its scores; language models do not use it."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:

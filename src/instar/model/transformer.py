@@ -82,6 +82,8 @@ class ScoreModel(nn.Module):
         self.config = config
         self.model = Decoder(config)
         self.score = nn.Linear(config.hidden_size, 1, bias=False)
+        if config.reward_form == "prior":
+            self.prior_weight = nn.Parameter(torch.ones(1))
 
     def forward(
         self,

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from instar.data.batch import Batch
 from instar.model.transformer import ScoreModel
 from instar.objectives.base import Loss, Objective
-
-
-def last_token(batch: Batch) -> Int[Tensor, " b"]:
-    """Where each row's last reply token stands in ``input_ids``.
-
-    ``targets[:, t]`` is the token that stands at ``t + 1``, so the reply's last token is one to
-    the right of the last position with a target. Rows therefore hold *all* their tokens, and
-    their last column never has a target:
-
-    ======== ==== ==== ==== ==== =====
-    column    0    1    2    3    4
-    input    ask   ask  a    b   (pad)
-    target    -    a    b    -    -
-    ======== ==== ==== ==== ==== =====
-
-    Here the answer is column 3.
-    """
-    columns = torch.arange(1, batch.targets.shape[1] + 1, device=batch.targets.device)
-    return (columns * batch.mask).amax(dim=1)
+from instar.objectives.functional import token_logprobs
 
 
 def reply_scores(model: ScoreModel, batch: Batch) -> Float[Tensor, " b"]:
-    """The reward of each row: the model's score at the reply's last token."""
-    scores = model(batch.input_ids, batch.positions, batch.segment_ids)
-    return scores.gather(1, last_token(batch)[:, None]).squeeze(1)
+    """The reward of each row, in the form that ``model.config.reward_form`` names."""
+    form = model.config.reward_form
+    hidden = model.model(batch.input_ids, batch.positions, batch.segment_ids)
+    scores = model.score(hidden).squeeze(-1).float()
+    if form == "last":
+        return scores.gather(1, (batch.lengths() - 1)[:, None]).squeeze(1)
+    length = batch.mask.sum(dim=1)
+    # A target stands one column to the right of where it is predicted.
+    own = F.pad(batch.mask[:, :-1], (1, 0))
+    mean = (scores * own).sum(dim=1) / length
+    if form == "mean":
+        return mean
+    logprobs = token_logprobs(hidden, model.model.embed_tokens.weight, batch.targets)
+    return mean + model.prior_weight * logprobs.sum(dim=1) / length
 
 
 class BradleyTerry(Objective):

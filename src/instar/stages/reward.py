@@ -9,6 +9,7 @@ from annotated_types import Ge
 
 from instar.checkpoint import score_model_from
 from instar.distributed import default_device
+from instar.model.config import RewardForm
 from instar.objectives.reward import BradleyTerry
 from instar.stages.base import Job, Stage, trained
 from instar.stages.pairs import PairsConfig
@@ -23,12 +24,15 @@ class RewardConfig(PairsConfig):
     out: Path = Path("{run}/reward")
     center: Annotated[float, Ge(0)] = 0.01
     """Weight of the term that keeps scores around zero."""
+    form: RewardForm = "last"
+    """A reply's reward: the score of its `last` token, the `mean` score of its tokens (better for
+    shallow models), or the mean and the language model's own opinion as a `prior`."""
 
 
 def build(config: RewardConfig) -> Job:
     """Source and objective of a reward model."""
     tokenizer = Tokenizer.load(config.at(config.init))
-    model = score_model_from(config.at(config.init))
+    model = score_model_from(config.at(config.init), config.form)
     context = model.config.max_position_embeddings
     pairs = config.read(config.data, tokenizer, context)
     valid = config.read(config.valid, tokenizer, context)
