@@ -46,7 +46,7 @@ def to_hugging_face(config: ModelConfig, head: str) -> dict[str, Any]:
     Both spellings of the rotary base are written: ``rope_theta`` for readers before
     transformers 5, ``rope_parameters`` for those after it.
     """
-    values = config.model_dump(exclude={"family"})
+    values = config.model_dump(exclude={"family", "reward_form"})
     values |= {
         "architectures": [FAMILIES[config.family] + head],
         "model_type": config.family,
@@ -59,6 +59,7 @@ def to_hugging_face(config: ModelConfig, head: str) -> dict[str, Any]:
         values["mlp_bias"] = False
     if head == HEADS[ScoreModel]:
         values |= {"id2label": {"0": "score"}, "label2id": {"score": 0}}
+        values["reward_form"] = config.reward_form  # ours; transformers reads the last score
     return values
 
 
@@ -248,8 +249,9 @@ def score_model_from(directory: Path, form: RewardForm = "last") -> ScoreModel:
             "Choose the form `last` or `mean`.",
         )
     model = ScoreModel(config.model_copy(update={"reward_form": form}))
-    fresh = {name: p for name, p in model.named_parameters() if not name.startswith("model.")}
-    fresh["score.weight"] = torch.zeros_like(model.score.weight)
+    fresh = {"score.weight": torch.zeros_like(model.score.weight)}
+    if form == "prior":
+        fresh["prior_weight"] = torch.ones(1)
     weights = load_weights(directory)
     weights.pop(TIED, None)
     return _fill(model, fresh | weights, directory)

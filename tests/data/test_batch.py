@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from instar.data.batch import IGNORE, STRIDE, Batch
+from instar.data.batch import IGNORE, WIDTH_MULTIPLE, Batch
 
 
 def _batch(width: int = 5) -> Batch:
@@ -17,17 +17,17 @@ def _batch(width: int = 5) -> Batch:
 
 def test_a_rows_length_goes_to_its_last_target() -> None:
     batch = _batch()
-    assert batch.lengths().tolist() == [4, 5, 2]
-    for row, length in enumerate(batch.lengths().tolist()):
+    assert batch.row_lengths().tolist() == [4, 5, 2]
+    for row, length in enumerate(batch.row_lengths().tolist()):
         targets = batch.targets[row]
         assert batch.input_ids[row, length - 1] == targets[targets != IGNORE][-1]
 
 
 def test_trimming_drops_padding_and_no_target() -> None:
-    batch = _batch(width=3 * STRIDE)
+    batch = _batch(width=3 * WIDTH_MULTIPLE)
     trimmed = batch.trimmed()
-    assert trimmed.input_ids.shape == trimmed.targets.shape == (3, STRIDE)
-    torch.testing.assert_close(trimmed.targets, batch.targets[:, :STRIDE])
+    assert trimmed.input_ids.shape == trimmed.targets.shape == (3, WIDTH_MULTIPLE)
+    torch.testing.assert_close(trimmed.targets, batch.targets[:, :WIDTH_MULTIPLE])
     assert trimmed.mask.sum() == batch.mask.sum()
 
 

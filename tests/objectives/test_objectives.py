@@ -105,7 +105,7 @@ def test_next_token_is_cross_entropy(policy: CausalLM, make_batch: MakeBatch):
 
 def test_bradley_terry_by_hand(scorer: ScoreModel, make_batch: MakeBatch):
     batch = make_batch(4)
-    rewards = scorer(batch.input_ids)[torch.arange(4), batch.lengths() - 1].tolist()
+    rewards = scorer(batch.input_ids)[torch.arange(4), batch.row_lengths() - 1].tolist()
     expected = right = 0.0
     for better, worse in zip(rewards[:2], rewards[2:], strict=True):
         expected += math.log1p(math.exp(worse - better)) + 0.5 * (better + worse) ** 2

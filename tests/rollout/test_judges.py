@@ -146,6 +146,19 @@ def test_the_score_is_paid_at_the_last_token(
         )
 
 
+@pytest.mark.parametrize("form", ["mean", "prior"])
+def test_reward_models_of_every_form_judge(
+    form: str, rollout: Rollout, make_model: Callable[..., Any]
+) -> None:
+    last = make_model(ScoreModel, seed=2)
+    model = ScoreModel(last.config.model_copy(update={"reward_form": form}))
+    model.load_state_dict(last.state_dict(), strict=False)
+    batch, measured = judge_of(make_model, reward_model=model, critic=model)(rollout)
+    scores = reply_scores(model, rollout.batch) - 2.0 * torch.tensor([0, 0, 0, 0, 0, 1])
+    assert measured["reward"] == pytest.approx(scores.mean().item(), rel=1e-4)
+    assert batch.returns is not None and batch.returns[batch.mask].isfinite().all()
+
+
 def test_the_price_of_divergence_is_paid_token_by_token(
     rollout: Rollout, make_model: Callable[..., Any]
 ) -> None:

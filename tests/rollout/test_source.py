@@ -85,6 +85,18 @@ def test_every_reply_is_learnt_from_once_an_epoch(
     assert len({tuple(order) for order in orders}) == epochs, "each epoch in an order of its own"
 
 
+def test_rows_of_like_length_share_a_micro_batch_and_no_target_is_lost(engine: Engine) -> None:
+    source = sourced(engine, minibatches=2)
+    whole = source.collect().batch
+    steps = [next(source), next(source)]
+    for step in steps:
+        lengths = [n for batch in step for n in batch.row_lengths().tolist()]
+        assert lengths == sorted(lengths)
+        assert all(batch.input_ids.shape[1] - batch.row_lengths().max() < 8 for batch in step)
+    batches = [batch for step in steps for batch in step]
+    assert sum(int(batch.mask.sum()) for batch in batches) == int(whole.mask.sum())
+
+
 @pytest.mark.parametrize("drawn", [0, 1, 2, 3, 4, 5])
 def test_goes_on_in_the_middle_of_a_rollout(engine: Engine, drawn: int) -> None:
     source, fresh = (sourced(engine, epochs=2, minibatches=2) for _ in range(2))

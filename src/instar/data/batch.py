@@ -12,8 +12,13 @@ from torch import Tensor
 IGNORE = -100
 """Target value at positions where no loss is taken."""
 
-STRIDE = 8
-"""Widths are multiples of this: matrix products are tuned afresh for every new shape."""
+WIDTH_MULTIPLE = 8
+"""Widths of padded rows are multiples of this: matrix products are tuned for every new shape."""
+
+
+def padded_width(length: int) -> int:
+    """The number of columns that rows of at most ``length`` tokens are padded to."""
+    return math.ceil(max(1, length) / WIDTH_MULTIPLE) * WIDTH_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Batch:
         """The chosen rows of every field."""
         return Batch(**{k: v[index] for k, v in self.tensors().items()})
 
-    def lengths(self) -> Int[Tensor, " b"]:
+    def row_lengths(self) -> Int[Tensor, " b"]:
         """How many columns of each row are its own, to the last token that is a target.
 
         ``targets[:, t]`` is the token that stands at ``t + 1``, so a row's last token has no
@@ -89,5 +94,5 @@ class Batch:
 
     def trimmed(self) -> Batch:
         """The same rows, as narrow as their longest target allows."""
-        width = math.ceil(max(1, int(self.lengths().max())) / STRIDE) * STRIDE
+        width = padded_width(int(self.row_lengths().max()))
         return Batch(**{k: v[:, :width] for k, v in self.tensors().items()})

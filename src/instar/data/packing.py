@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from instar.data.batch import IGNORE, STRIDE, Batch
+from instar.data.batch import IGNORE, Batch, padded_width
 from instar.data.schema import Message
 from instar.errors import UserError
 from instar.tokenizer.chat import check_messages, render
@@ -83,10 +82,10 @@ def check_length(rows: Sequence[Row], context: int, places: Sequence[str]) -> No
 def pad_rows(rows: Sequence[Row], pad_id: int) -> Batch:
     """Rows side by side ``(B, T)``, padded on the right.
 
-    ``T`` is the longest row's length, rounded up to a multiple of ``STRIDE``. A row's last token
-    is an input too (a reward model reads it) and has no target.
+    ``T`` is the ``padded_width`` of the longest row. A row's last token is an input too (a reward
+    model reads it) and has no target.
     """
-    width = math.ceil(max(len(row) for row in rows) / STRIDE) * STRIDE
+    width = padded_width(max(len(row) for row in rows))
     input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     targets = np.full((len(rows), width), IGNORE, dtype=np.int64)
     for i, row in enumerate(rows):

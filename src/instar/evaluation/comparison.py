@@ -151,7 +151,7 @@ def _gold(questions: list[Question], replies: list[Completion]) -> list[float]:
 def _wins(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     """1 where ours is better, 0 where theirs is, 1/2 where they tie but for rounding."""
     pairs = zip(ours, theirs, strict=True)
-    return [0.5 if math.isclose(a, b, abs_tol=1e-6) else float(a > b) for a, b in pairs]
+    return [0.5 if math.isclose(a, b, abs_tol=1e-5) else float(a > b) for a, b in pairs]
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float]:

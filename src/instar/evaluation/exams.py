@@ -57,7 +57,7 @@ def run_exams(
     tokenizer: Tokenizer,
     items: list[ExamItem],
     max_new_tokens: int,
-    batch_size: int = 128,
+    batch_size: int = 256,
     progress: Progress | None = None,
 ) -> dict[str, ExamResult]:
     """Mark a greedy reply to every item, exam by exam; one that was cut off gets no mark.
@@ -140,7 +140,7 @@ def _reply(
     tokenizer: Tokenizer,
     conversations: Iterable[list[Message]],
     max_new_tokens: int,
-    batch_size: int = 128,
+    batch_size: int = 256,
     progress: Progress | None = None,
 ) -> list[Completion]:
     """Greedy completions in the given order."""

@@ -65,6 +65,7 @@ class KVCache:
     def rows(self, index: Tensor) -> KVCache:
         """A copy that holds the chosen sequences: repeat a prompt, or drop finished ones."""
         chosen = object.__new__(KVCache)
+        # Copies whole rows; indexing would gather element by element.
         chosen.keys = self.keys.index_select(1, index)
         chosen.values = self.values.index_select(1, index)
         chosen.start = self.start[index]

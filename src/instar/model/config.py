@@ -10,10 +10,11 @@ from pydantic import model_validator
 from instar.config import Config
 
 Positive = Annotated[int, Gt(0)]
+
 RewardForm = Literal["last", "mean", "prior"]
 """What a reply is worth to a reward model:
 
-- ``last``: the score of its last token, as in transformers.
+- ``last``: the score of its last token. The only form that transformers knows.
 - ``mean``: the mean score of its tokens. A shallow model finds a flaw only where it stands; so it
   need not carry what it found to the end.
 - ``prior``: the mean score, plus the mean log-likelihood of its tokens times a learned weight

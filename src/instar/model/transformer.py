@@ -91,7 +91,7 @@ class ScoreModel(nn.Module):
         positions: Int[Tensor, "b t"] | None = None,
         segment_ids: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t"]:
-        """A score at every position; a reply's reward is the one at its last token."""
+        """A score at every position; see ``reply_scores`` for a reply's reward."""
         hidden = self.model(input_ids, positions, segment_ids)
         return self.score(hidden).squeeze(-1).float()
 

@@ -14,12 +14,21 @@ from instar.objectives.functional import token_logprobs
 
 
 def reply_scores(model: ScoreModel, batch: Batch) -> Float[Tensor, " b"]:
-    """The reward of each row, in the form that ``model.config.reward_form`` names."""
+    """The reward of each row, in the form that ``model.config.reward_form`` names.
+
+    With scores s, and y the n tokens of the reply, of which there must be at least one:
+
+    ========= =====================================================
+    ``last``  ``s_n``
+    ``mean``  ``1/n sum_t s_t``
+    ``prior`` ``1/n sum_t s_t + w/n sum_t log pi(y_t | y_<t)``
+    ========= =====================================================
+    """
     form = model.config.reward_form
     hidden = model.model(batch.input_ids, batch.positions, batch.segment_ids)
     scores = model.score(hidden).squeeze(-1).float()
     if form == "last":
-        return scores.gather(1, (batch.lengths() - 1)[:, None]).squeeze(1)
+        return scores.gather(1, (batch.row_lengths() - 1)[:, None]).squeeze(1)
     length = batch.mask.sum(dim=1)
     # A target stands one column to the right of where it is predicted.
     own = F.pad(batch.mask[:, :-1], (1, 0))

@@ -86,7 +86,7 @@ class Preferred:
     Attributes:
         policy: The policy that is being trained.
         critic: The critic that is being trained.
-        reward_model: Frozen; scores a reply at its last token.
+        reward_model: Frozen; says what a reply is worth.
         reference: Frozen; where the policy started.
         beta: Price of a nat of divergence from the reference.
         gamma: Discount.

@@ -161,7 +161,7 @@ class RolloutSource:
         Rows of like length share a micro-batch, so that little of it is padding.
         """
         rng = np.random.default_rng([self.seed, self._number, 1])
-        lengths = batch.lengths()
+        lengths = batch.row_lengths().cpu()
         steps: list[list[Batch]] = []
         for _ in range(self.config.epochs):
             order = torch.from_numpy(rng.permutation(len(lengths)))

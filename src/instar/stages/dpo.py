@@ -35,7 +35,8 @@ class DPOLoss(Config):
     label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
     """Share of labels believed to be wrong."""
     nll_weight: Annotated[float, Ge(0)] = 0.0
-    """Weight of fine-tuning on the better reply, which keeps it from becoming unlikely too."""
+    """Weight of fine-tuning on the better reply, which keeps it from becoming unlikely along
+    with the worse one."""
 
     def make(self) -> PairLoss:
         """The loss."""

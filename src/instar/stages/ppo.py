@@ -28,7 +28,8 @@ class PPOConfig(TrainedStageConfig):
     init: Path = Path("{run}/sft")
     """The policy to begin with, which is also the reference to stay near."""
     reward: Path = Path("{run}/reward")
-    """The reward model; the critic begins as a copy of it."""
+    """The reward model; the critic begins with its weights, and learns what replies are worth from
+    their middle."""
     prompts: list[Path] = [Path("{run}/data/prompts.jsonl")]
     """JSON lines with `messages` each, ending with a user turn."""
     rollout: RolloutConfig = RolloutConfig(prompts=64, samples=1, epochs=2, minibatches=2)
