@@ -76,6 +76,18 @@ def test_no_training_text_contains_an_exam_problem() -> None:
                 assert split(int(a), signs.get(op) or op, int(b)) == "train", text
 
 
+def test_tables_are_true() -> None:
+    signs = {"×": int.__mul__, "-": int.__sub__}
+    for language in LANGUAGES:
+        rng = random.Random(6)
+        text = "\n".join(arithmetic.prose(rng, language) for _ in range(500))
+        equations = re.findall(
+            r"(?:^|[,，] ?)(\d+)([×-])(\d)=(\d+)(?=[,，.。])", text, re.MULTILINE
+        )
+        assert {op for _, op, _, _ in equations} == {"×", "-"}
+        assert all(signs[op](int(a), int(b)) == int(c) for a, op, b, c in equations)
+
+
 def test_demonstrations_are_right_and_mostly_direct() -> None:
     rng = random.Random(2)
     replies = [

@@ -108,7 +108,7 @@ def test_ordinary_pairs_differ_in_correctness_about_a_third_of_the_time() -> Non
     differ = sum(
         a.correctness != b.correctness and a.safety == b.safety for a, b in map(scores, pairs)
     )
-    # First change 0.3 of the time; else the second may be it: 0.3 + 0.65 * 0.35 / 3 or so.
+    # First change 0.3 of the time; else the second may be it: 0.3 + 0.67 * 0.35 / 3 or so.
     assert 0.31 < differ / len(pairs) < 0.43
 
 

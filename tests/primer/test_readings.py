@@ -72,7 +72,7 @@ def test_all_words_are_read():
 def test_other_sources_make_up_two_fifths(language):
     stream = readings(random.Random(0), language, extra=[lambda rng, x: f"extra {x}"])
     share = sum(d["text"] == f"extra {language}" for d in islice(stream, 2000)) / 2000
-    assert 0.39 < share < 0.45  # three standard deviations are 0.03
+    assert 0.36 < share < 0.42  # three standard deviations are 0.03
 
 
 def test_documents_are_short():

@@ -8,6 +8,7 @@ import pytest
 from instar.data.schema import Language
 from instar.errors import UserError
 from instar.primer import safety
+from instar.primer.mixture import judgements
 from instar.primer.question import Question, Style
 from instar.primer.safety import CONSENTS, HELPED_SHARE, PHRASINGS, REFUSED_SHARE, requests
 from instar.primer.skill_exams import helps_harmless_exam, refuses_harmful_exam
@@ -65,6 +66,29 @@ def test_demonstrations_misjudge_as_often_as_they_say() -> None:
             refused[kind] += is_refusal(reply)
         assert abs(refused["harmful"] / seen["harmful"] - REFUSED_SHARE) < 0.04
         assert abs(refused["harmless"] / seen["harmless"] - (1 - HELPED_SHARE)) < 0.04
+
+
+def test_unsafe_replies_answer_look_alikes_and_borrow_no_tip_for_the_same_verb() -> None:
+    for language in LANGUAGES:
+        harmless = requests(language, True)
+        for request in requests(language, False):
+            unsafe = request.question().distractors[len(CONSENTS[language]) :]
+            verb = request.action.split()[0] if language == "en" else request.action[0]
+            alike = [other for other in harmless if other.action.startswith(verb)]
+            assert any(other.question().sentence in unsafe for other in alike) or not alike
+            lent = [reply for reply in unsafe if request.action in reply]
+            assert lent and not any(other.tip in reply for other in alike for reply in lent)
+
+
+def test_the_readings_judge_no_request_of_the_exam() -> None:
+    for language in LANGUAGES:
+        rng = random.Random(4)
+        text = "\n".join(judgements(rng, language) for _ in range(600))
+        assert is_refusal(text)
+        for request in (*requests(language, False), *requests(language, True)):
+            for phrasing in range(len(PHRASINGS[language])):
+                if request.split(phrasing) == "exam":
+                    assert request.question(phrasing).prompt not in text
 
 
 def test_exam_prompts_are_unseen_and_balanced() -> None:

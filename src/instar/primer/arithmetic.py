@@ -21,6 +21,8 @@ DIRECT_SHARE = 0.55
 """How many demonstrations answer at a glance; the others work it out."""
 WORKED_PROSE = 0.9
 """How many of the problems in the readings are worked out: readings explain, people blurt."""
+TABLE_SHARE = 0.1
+"""How many paragraphs of the readings are tables of one-digit products or differences."""
 EXAM_SHARE = 0.1
 """How many operand pairs are kept for exams."""
 LEVEL_WEIGHTS = {1: 0.2, 2: 0.6, 3: 0.2}
@@ -162,13 +164,26 @@ def conversations(rng: random.Random, language: Language) -> Iterator[Conversati
 
 
 def prose(rng: random.Random, language: Language) -> str:
-    """A paragraph of three to six solved problems for the readings, most of them worked out."""
+    """For the readings: three to six solved problems, most of them worked out, or a table."""
+    if rng.random() < TABLE_SHARE:
+        return _table(rng, language)
     stream = problems(rng)
     solved = [
         (worked if rng.random() < WORKED_PROSE else direct)(next(stream), language)
         for _ in range(rng.randint(3, 6))
     ]
     return (" " if language == "en" else "").join(solved)
+
+
+def _table(rng: random.Random, language: Language) -> str:
+    """A row of products or some differences, as in worked steps: what children learn by heart."""
+    if rng.random() < 0.5:
+        factor = rng.randint(2, 9)
+        rows = [f"{factor}×{digit}={factor * digit}" for digit in rng.sample(range(10), 10)]
+    else:
+        triples = [(digit + left, digit, left) for digit in range(10) for left in range(10)]
+        rows = [f"{top}-{digit}={left}" for top, digit, left in rng.sample(triples, 10)]
+    return (", " if language == "en" else "，").join(rows) + ("." if language == "en" else "。")
 
 
 def tasks(rng: random.Random, language: Language, part: Split = "train") -> Iterator[Task]:

@@ -49,9 +49,9 @@ def qa_pool(rng: random.Random) -> Iterator[Question]:
     Facts about entities that are not held out, words to translate, opposites; both languages.
     """
     makers: tuple[tuple[float, Callable[[random.Random, Language], Question]], ...] = (
-        (0.72, _knowledge),
+        (0.76, _knowledge),
         (0.06, _sky),
-        (0.16, _word),
+        (0.12, _word),
         (0.06, _opposite),
     )
     shares = [share for share, _ in makers]
@@ -90,14 +90,14 @@ def conversations(rng: random.Random) -> Iterator[Conversation]:
         return [asked.prompt, asked.sentence]
 
     makers: tuple[tuple[float, Callable[[Language], list[str]]], ...] = (
-        (0.62, styled),
-        (0.13, formatted),
-        (0.10, translated),
-        (0.05, lambda language: _memory(rng, language)),
+        (0.71, styled),
+        (0.09, formatted),
+        (0.07, translated),
+        (0.04, lambda language: _memory(rng, language)),
         (0.02, lambda language: _rewrite(rng, language)),
         (0.03, lambda language: _chat(rng, language, "identity")),
         (0.02, lambda language: _chat(rng, language, "greeting", "thanks")),
-        (0.03, lambda language: _definition(rng, language)),
+        (0.02, lambda language: _definition(rng, language)),
     )
     shares = [share for share, _ in makers]
     while True:

@@ -24,7 +24,7 @@ from instar.primer.preferences import (
     unseen_combinations,
     unseen_pairs,
 )
-from instar.primer.question import Question
+from instar.primer.question import IDEAL, Question
 from instar.primer.rubric import to_record
 from instar.primer.skill_exams import (
     arithmetic_exam,
@@ -33,6 +33,7 @@ from instar.primer.skill_exams import (
     refuses_harmful_exam,
 )
 from instar.primer.split import Split, split_of_prompt
+from instar.primer.style import say
 from instar.primer.tables import table
 
 Positive = Annotated[int, Gt(0)]
@@ -40,7 +41,7 @@ T = TypeVar("T")
 Row = TypeVar("Row", bound=Mapping[str, Any])
 
 LANGUAGES: tuple[Language, Language] = ("zh", "en")
-CONVERSATION_SHARES = {"everyday": 0.57, "arithmetic": 0.24, "logic": 0.05, "safety": 0.14}
+CONVERSATION_SHARES = {"everyday": 0.55, "arithmetic": 0.25, "logic": 0.04, "safety": 0.16}
 """What fine-tuning reads."""
 QUESTION_SHARES = {"everyday": 0.58, "arithmetic": 0.06, "logic": 0.06, "safety": 0.30}
 """What preferences, PPO's prompts and comparisons are about."""
@@ -82,7 +83,7 @@ def write_primer(config: PrimerConfig, seed: int, directory: Path) -> dict[str, 
     Returns:
         File name to number of lines.
     """
-    extra = (*[arithmetic.prose] * 5, logic.prose, *[safety.prose] * 2, *[quiz] * 2, drill)
+    extra = [write for write, parts in EXTRA_READINGS.items() for _ in range(parts)]
     valid = config.conversations // 40 + 1
     compared = distinct(_prompts(seed, "exam"))
     files: dict[str, Iterable[Any]] = {
@@ -104,18 +105,25 @@ def write_primer(config: PrimerConfig, seed: int, directory: Path) -> dict[str, 
 
 
 def quiz(rng: random.Random, language: Language) -> str:
-    """A few questions with their answers, as books have them, about what is not held out.
+    """A few questions of fact with their answers, as books have them, about what is not held out.
 
     A model that has read questions and answers on some entities can later be asked about the
     others, of whom it has only read (Allen-Zhu & Li 2023, arXiv:2309.14316, section 4).
     """
-    asked = (
-        q
-        for q in conversations.qa_pool(rng)
-        if q.language == language and split_of_prompt(q.prompt) == "train"
-    )
-    gap = " " if language == "en" else ""
-    return gap.join(f"{q.prompt}{gap}{q.sentence}" for q in islice(asked, rng.randint(3, 6)))
+    return _answered((q for q in conversations.qa_pool(rng) if q.language == language), rng)
+
+
+def judgements(rng: random.Random, language: Language) -> str:
+    """A few requests, harmful and harmless, each met as it should be."""
+    return _answered(safety.questions(rng, language), rng)
+
+
+def _answered(questions: Iterator[Question], rng: random.Random) -> str:
+    """Some questions that are not kept for exams, each with a good reply."""
+    asked = (q for q in questions if split_of_prompt(q.prompt) == "train")
+    chosen = list(islice(asked, rng.randint(3, 6)))
+    gap = " " if chosen[0].language == "en" else ""
+    return gap.join(f"{q.prompt}{gap}{say(q, IDEAL, rng)}" for q in chosen)
 
 
 def drill(rng: random.Random, language: Language) -> str:
@@ -125,6 +133,17 @@ def drill(rng: random.Random, language: Language) -> str:
     once = (", " if language == "en" else "、").join(chosen)
     first, again = ("Read: ", ". Once more: ") if language == "en" else ("读一读：", "。再读一遍：")
     return first + once + again + once + ("." if language == "en" else "。")
+
+
+EXTRA_READINGS: dict[readings.Extra, int] = {
+    arithmetic.prose: 7,
+    quiz: 3,
+    judgements: 2,
+    drill: 2,
+    safety.prose: 1,
+    logic.prose: 1,
+}
+"""What pretraining reads beside facts, words and stories, in which parts."""
 
 
 def _rng(seed: int, purpose: str) -> random.Random:

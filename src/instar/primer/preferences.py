@@ -21,9 +21,9 @@ from instar.primer.style import attainable, say
 
 WRONG_SHARE = 0.3
 """How many pairs about ordinary questions differ in correctness; of sums, all do."""
-UNSAFE_SHARE = 0.6
+UNSAFE_SHARE = 0.7
 """How many pairs about requests differ in safety."""
-REFUSED_SHARE = 0.05
+REFUSED_SHARE = 0.03
 """How many pairs about ordinary questions have an undue refusal."""
 SECOND_SHARE = 0.35
 """How many pairs differ in two virtues rather than in one."""

@@ -1,4 +1,4 @@
-"""Readings state every fact many times, in many words and orders, and never ask for one.
+"""Readings state every fact many times, in many words and orders; only ``extra`` sources ask.
 
 That is what lets a small model use later what it read: a fact seen in one fixed sentence is stored
 as that sentence, a fact seen in many is stored as a fact (Allen-Zhu & Li, *Physics of Language
@@ -52,13 +52,13 @@ def readings(
     dictionary = _dictionary(rng, language)
     small = _small_facts(rng, language)
     sources: list[tuple[float, Callable[[], str]]] = [
-        (0.42, lambda: next(knowledge)),
+        (0.46, lambda: next(knowledge)),
         (0.08, lambda: next(dictionary)),
-        (0.05, lambda: story(rng, language)),
+        (0.04, lambda: story(rng, language)),
         (0.03, lambda: next(small)),
     ]
     if extra:
-        sources.append((0.42, lambda: rng.choice(extra)(rng, language)))
+        sources.append((0.39, lambda: rng.choice(extra)(rng, language)))
     shares, makers = zip(*sources, strict=True)
     while True:
         yield {"text": rng.choices(makers, shares)[0](), "language": language}
