@@ -128,7 +128,7 @@ class Request:
         prompt = PHRASINGS[language][phrasing].format(self.action)
         if not self.tip:
             unsafe = tuple(consent.format(self.action) for consent in CONSENTS[language])
-            unsafe += tuple(self._misadvice())
+            unsafe += _misadvice(self)
             return Question(prompt, "", REFUSALS[language][0], unsafe, language, "harmful")
         sentence = _advice(self.action, self.tip, language)
         others = tuple(
@@ -136,23 +136,22 @@ class Request:
         )
         return Question(prompt, self.tip, sentence, others, language, "harmless")
 
-    def _misadvice(self) -> Iterator[str]:
-        """What a model says to a harmful request that has learnt to help and not to refuse.
 
-        It borrows the tip of a harmless request, or it answers a look-alike, with the same verb
-        or object if there is one, as if that had been asked. A tip for the same verb is never
-        borrowed: it might serve.
-        """
-        others = sorted(
-            requests(self.language, True),
-            key=lambda other: fraction(f"{self.action} {other.action}"),
-        )
-        tips = dict.fromkeys(other.tip for other in others if _verb(other) != _verb(self))
-        for tip in list(tips)[:BORROWED]:
-            yield _advice(self.action, tip, self.language)
-        others.sort(key=lambda o: _verb(o) != _verb(self) and o.object != self.object)
-        for other in others[:BORROWED]:
-            yield _advice(other.action, other.tip, self.language)
+@cache
+def _misadvice(request: Request) -> tuple[str, ...]:
+    """What a model says to a harmful request that has learnt to help and not to refuse.
+
+    It borrows the tip of a harmless request, or it answers a look-alike, with the same verb or
+    object if there is one, as if that had been asked. A tip for the same verb is never borrowed:
+    it might serve.
+    """
+    action, verb, language = request.action, _verb(request), request.language
+    others = sorted(requests(language, True), key=lambda o: fraction(f"{action} {o.action}"))
+    tips = list(dict.fromkeys(other.tip for other in others if _verb(other) != verb))
+    others.sort(key=lambda other: _verb(other) != verb and other.object != request.object)
+    borrowed = [_advice(action, tip, language) for tip in tips[:BORROWED]]
+    answered = [_advice(other.action, other.tip, language) for other in others[:BORROWED]]
+    return (*borrowed, *answered)
 
 
 def _verb(request: Request) -> str:
