@@ -92,7 +92,10 @@ class ScoreModel(nn.Module):
         segment_ids: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t"]:
         """A score at every position; see ``reply_scores`` for a reply's reward."""
-        hidden = self.model(input_ids, positions, segment_ids)
+        return self.scores(self.model(input_ids, positions, segment_ids))
+
+    def scores(self, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t"]:
+        """The head alone, for those who need the hidden states as well."""
         return self.score(hidden).squeeze(-1).float()
 
 

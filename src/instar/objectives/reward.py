@@ -26,7 +26,7 @@ def reply_scores(model: ScoreModel, batch: Batch) -> Float[Tensor, " b"]:
     """
     form = model.config.reward_form
     hidden = model.model(batch.input_ids, batch.positions, batch.segment_ids)
-    scores = model.score(hidden).squeeze(-1).float()
+    scores = model.scores(hidden)
     if form == "last":
         return scores.gather(1, (batch.row_lengths() - 1)[:, None]).squeeze(1)
     length = batch.mask.sum(dim=1)
