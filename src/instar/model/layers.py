@@ -6,6 +6,7 @@ Shapes: B sequences, T tokens, S keys, H query heads, KV key heads, D width, E h
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +15,12 @@ from torch.nn import functional as F
 
 from instar.model.cache import KVCache
 from instar.model.config import ModelConfig
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The format in which matrix products take ``x``: autocast's, if it is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class RMSNorm(nn.Module):
@@ -25,29 +32,79 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        """Normalise the last axis in float32, as transformers does, then scale."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        """Normalise the last axis in float32, as transformers does, then scale.
+
+        The result has the format of the products that follow, so that it is cast only once.
+        """
+        out = product_dtype(x)
+        if torch.is_grad_enabled():
+            return _Normalised.apply(x, self.weight, self.eps, out)  # type: ignore[return-value]
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(out)
+
+
+class _Normalised(torch.autograd.Function):
+    """``y = w n, n = x / rms(x)``, with its gradient by hand: autograd passes over ``x`` thrice.
+
+    ``dL/dx = (g - n mean(g n)) / rms(x)`` with ``g = w dL/dy``; ``dL/dw = sum(n dL/dy)``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, out: torch.dtype) -> Tensor:
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
+        inverse = square.div_(x.shape[-1]).add_(eps).rsqrt_()
+        normalised = (x * inverse).to(out)
+        ctx.save_for_backward(normalised, inverse, weight)
+        ctx.dtype = x.dtype
+        return normalised * weight.to(out)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        n, inverse, weight = ctx.saved_tensors
+        to_weight = (grad * n).flatten(0, -2).sum(0, dtype=weight.dtype)
+        grad = grad * weight
+        along = (grad * n).mean(-1, keepdim=True)
+        to_x = torch.addcmul(grad, n, along, value=-1).mul_(inverse)
+        return to_x.to(ctx.dtype), to_weight, None, None
 
 
 def rotary_tables(
-    positions: Int[Tensor, "b t"], head_dim: int, theta: float
-) -> tuple[Float[Tensor, "b 1 t e"], Float[Tensor, "b 1 t e"]]:
-    """Cosines and sines of the rotary angles (Su et al. 2021, arXiv:2104.09864, eq. 15).
-
-    Both halves of a head share the angles, which is Hugging Face's ordering.
-    """
+    positions: Int[Tensor, "b t"], head_dim: int, theta: float, dtype: torch.dtype
+) -> tuple[Float[Tensor, "b 1 t half"], Float[Tensor, "b 1 t half"]]:
+    """Cosines and sines of the rotary angles (Su et al. 2021, arXiv:2104.09864, eq. 15)."""
     exponents = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
     angles = positions[:, None, :, None].float() * theta**-exponents
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(
-    x: Float[Tensor, "b h t e"], cos: Float[Tensor, "#b 1 t e"], sin: Float[Tensor, "#b 1 t e"]
+    x: Float[Tensor, "b h t e"],
+    cos: Float[Tensor, "#b 1 t half"],
+    sin: Float[Tensor, "#b 1 t half"],
 ) -> Float[Tensor, "b h t e"]:
-    """Turn each pair of channels (i, i + E/2) by its position's angle."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
+    """Turn each pair of channels (i, i + E/2), Hugging Face's order, by its position's angle."""
+    return _Rotated.apply(x, cos, sin)  # type: ignore[return-value]
+
+
+class _Rotated(torch.autograd.Function):
+    """A rotation, whose gradient is the rotation back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, -sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    turned = torch.empty_like(x)
+    (first, second), (to_first, to_second) = x.chunk(2, dim=-1), turned.chunk(2, dim=-1)
+    torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=to_second).addcmul_(first, sin)
+    return turned
 
 
 def attend(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from instar.model.cache import KVCache
 from instar.model.config import ModelConfig
-from instar.model.layers import Block, RMSNorm, rotary_tables
+from instar.model.layers import Block, RMSNorm, product_dtype, rotary_tables
 
 
 class Decoder(nn.Module):
@@ -44,7 +44,9 @@ class Decoder(nn.Module):
         if positions is None:
             positions = torch.arange(t, device=input_ids.device)[None]
         x = self.embed_tokens(input_ids)
-        rotary = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
+        rotary = rotary_tables(
+            positions, self.config.head_dim, self.config.rope_theta, product_dtype(x)
+        )
         for block in self.layers:
             x = block(x, rotary, visible, cache)
         if cache is not None:
