@@ -13,6 +13,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
     "errors",
+    "memory",
     "files",
     "config",
     "distributed",
@@ -43,6 +44,7 @@ ORDER = (
 TORCH_FREE = (
     "cli",
     "errors",
+    "memory",
     "files",
     "config",
     "recipes",

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
+from instar.memory import keep_freed_memory
+
 VERBS: dict[str, tuple[str, str]] = {
     "grow": ("instar.grow", "raise a model through its whole life, with exams and a report"),
     "data": ("instar.stages.verb", "write the embedded primer as files"),
@@ -62,6 +64,7 @@ def main() -> int:
     if verb not in VERBS:
         print(f"instar: no verb {verb!r}. Known: {', '.join(VERBS)}.", file=sys.stderr)
         return USER_ERROR
+    keep_freed_memory()
     return _guarded(lambda: _run(verb, rest), debug)
 
 
