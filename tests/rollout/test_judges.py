@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,6 +67,7 @@ def verified(make_model: Callable[..., Any], **changes: Any) -> Verified:
         "policy": make_model(),
         "reference": None,
         "on_policy": True,
+        "skip_decided": False,
         "scale": "none",
         "normalisation": "dapo",
         "max_new_tokens": 10,
@@ -88,6 +90,26 @@ def test_right_answers_are_better_than_their_group(
     assert measured["finished"] == pytest.approx(5 / 6)
     assert measured["length"] == pytest.approx((2 + 2 + 8 + 3 + 3 + 1) / 6)
     assert batch.old_logprobs is batch.reference_logprobs is batch.weight is None
+
+
+def test_a_group_that_agrees_teaches_nothing_and_may_be_skipped(
+    rollout: Rollout, make_model: Callable[..., Any]
+) -> None:
+    everything, measured = verified(make_model)(rollout)
+    taught, as_measured = verified(make_model, skip_decided=True)(rollout)
+    assert everything.advantage is not None and taught.advantage is not None
+    assert not everything.advantage[3:].any()
+    torch.testing.assert_close(taught.input_ids, everything.input_ids[:3])
+    torch.testing.assert_close(taught.advantage, everything.advantage[:3])
+    assert as_measured == measured
+
+
+def test_where_every_group_agrees_all_are_kept(
+    rollout: Rollout, make_model: Callable[..., Any]
+) -> None:
+    wrong: Any = [{**task, "answer": "99"} for task in rollout.tasks]
+    batch, measured = verified(make_model, skip_decided=True)(replace(rollout, tasks=wrong))
+    assert len(batch.input_ids) == 6 and measured["undecided_groups"] == 0
 
 
 def test_off_policy_and_with_a_reference(rollout: Rollout, make_model: Callable[..., Any]) -> None:

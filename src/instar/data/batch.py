@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 IGNORE = -100
@@ -71,7 +71,7 @@ class Batch:
         """The same batch on ``device``."""
         return Batch(**{k: v.to(device, non_blocking=True) for k, v in self.tensors().items()})
 
-    def rows(self, index: Int[Tensor, " n"] | slice) -> Batch:
+    def rows(self, index: Int[Tensor, " n"] | Bool[Tensor, " b"] | slice) -> Batch:
         """The chosen rows of every field."""
         return Batch(**{k: v[index] for k, v in self.tensors().items()})
 

@@ -44,6 +44,7 @@ class Verified:
             reply is learnt from more than once.
         reference: The frozen policy to stay close to; none where that costs nothing.
         on_policy: Whether each reply is learnt from exactly once.
+        skip_decided: Leave out groups whose replies are all equally good.
         scale: Whether advantages are divided by their group's standard deviation.
         normalisation: How the tokens of a reply are weighted.
         max_new_tokens: Longest reply.
@@ -52,27 +53,33 @@ class Verified:
     policy: CausalLM
     reference: CausalLM | None
     on_policy: bool
+    skip_decided: bool
     scale: Literal["group", "none"]
     normalisation: Normalisation
     max_new_tokens: int
 
     def __call__(self, rollout: Rollout) -> tuple[Batch, dict[str, float]]:
         """Advantages of every reply, the same for all of its tokens."""
-        batch, mask = rollout.batch, rollout.batch.mask
         pairs = zip(rollout.tasks, rollout.completions, strict=True)
-        verdicts = [mark(task, r.text, r.finish == "stop") for task, r in pairs]
-        rewards = torch.tensor(verdicts, device=mask.device)
+        verdicts = [mark(task, reply.text, reply.finish == "stop") for task, reply in pairs]
+        rewards = torch.tensor(verdicts, device=rollout.batch.mask.device)
         advantage = group_advantage(rewards, rollout.samples, self.scale)
+        undecided = rewards.view(-1, rollout.samples).std(dim=1) > 0
+        measured = {
+            "reward": rewards.mean().item(),
+            "undecided_groups": undecided.float().mean().item(),
+        }
+        batch = rollout.batch
+        if self.skip_decided and undecided.any():
+            taught = undecided.repeat_interleave(rollout.samples)
+            batch, advantage = batch.rows(taught), advantage[taught]
         judged = replace(
             batch,
-            advantage=advantage[:, None] * mask,
-            weight=token_weights(mask, self.normalisation, self.max_new_tokens),
+            advantage=advantage[:, None] * batch.mask,
+            weight=token_weights(batch.mask, self.normalisation, self.max_new_tokens),
             old_logprobs=None if self.on_policy else batch_logprobs(self.policy, batch),
             reference_logprobs=self.reference and batch_logprobs(self.reference, batch),
         )
-        solved = rewards.view(-1, rollout.samples)
-        undecided = (solved.std(dim=1) > 0).float().mean().item()
-        measured = {"reward": rewards.mean().item(), "undecided_groups": undecided}
         return judged, measured | _shared(rollout)
 
 

@@ -165,7 +165,7 @@ class RolloutSource:
         steps: list[list[Batch]] = []
         for _ in range(self.config.epochs):
             order = torch.from_numpy(rng.permutation(len(lengths)))
-            for part in order.tensor_split(self.config.minibatches):
+            for part in order.tensor_split(min(self.config.minibatches, len(order))):
                 ordered = part[lengths[part].argsort(stable=True)]
                 cuts = ordered.split(self.config.micro_batch)
                 steps.append([batch.rows(some).trimmed() for some in cuts])

@@ -32,6 +32,10 @@ class RLVRConfig(TrainedStageConfig):
     """JSON lines with `messages`, `verifier` and `answer` each."""
     rollout: RolloutConfig = RolloutConfig()
     """How many tasks, and how many answers to each."""
+    skip_decided: bool = True
+    """Whether tasks are left out of a step whose answers were all right or all wrong: there is
+    nothing to prefer in them, and a third of the time to save (after DAPO's dynamic sampling,
+    arXiv:2503.14476, section 3.2, which samples others instead)."""
     scale: Literal["group", "none"] = "group"
     """`group` divides advantages by their spread (GRPO), `none` does not (Dr. GRPO)."""
     normalisation: Normalisation = "dapo"
@@ -72,6 +76,7 @@ def build(config: RLVRConfig) -> Job:
         policy=policy,
         reference=reference,
         on_policy=rollout.epochs * rollout.minibatches == 1,
+        skip_decided=config.skip_decided,
         scale=config.scale,
         normalisation=config.normalisation,
         max_new_tokens=rollout.max_new_tokens,
