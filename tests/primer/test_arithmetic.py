@@ -6,7 +6,15 @@ import pytest
 
 from instar.data.schema import Language
 from instar.primer import arithmetic
-from instar.primer.arithmetic import DIRECT_SHARE, PHRASINGS, Problem, problems, split, worked
+from instar.primer.arithmetic import (
+    DIRECT_SHARE,
+    PHRASINGS,
+    PRACTICE_OPERATIONS,
+    Problem,
+    problems,
+    split,
+    worked,
+)
 from instar.primer.skill_exams import arithmetic_exam
 
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
@@ -50,8 +58,17 @@ def test_problems_stay_in_bounds_and_no_result_is_negative() -> None:
     drawn = list(itertools.islice(problems(random.Random(0)), 5000))
     assert all(0 <= p.a < 1000 and 0 <= p.b < 1000 and p.result >= 0 for p in drawn)
     assert all(min(p.a, p.b) < 10 for p in drawn if p.op == "×")
-    assert 0.75 < sum(p.op != "×" for p in drawn) / len(drawn) < 0.87
     assert sum(p.digits == 2 for p in drawn) > len(drawn) / 2
+
+
+def test_practice_is_about_what_is_hard_and_exams_keep_their_own_shares() -> None:
+    drawn = [p.op for p in itertools.islice(problems(random.Random(0)), 5000)]
+    asked = [p.op for p in itertools.islice(problems(random.Random(0), "exam"), 5000)]
+    for op, share in PRACTICE_OPERATIONS.items():
+        assert drawn.count(op) / 5000 == pytest.approx(share, abs=0.03)
+    # Products by one digit that every pupil knows by heart are never asked in an exam.
+    assert asked.count("+") / asked.count("-") == pytest.approx(0.42 / 0.38, abs=0.1)
+    assert 0.14 < asked.count("×") / 5000 < 0.2
 
 
 def test_a_tenth_of_long_sums_and_no_short_one_is_kept() -> None:

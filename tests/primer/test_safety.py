@@ -103,6 +103,18 @@ def test_exam_prompts_are_unseen_and_balanced() -> None:
             assert conversation["messages"][0]["content"] not in prompts
 
 
+def test_requests_whose_verb_is_no_clue_are_practised_twice_as_often() -> None:
+    drawn = itertools.islice(safety.questions(random.Random(5), "en"), 40_000)
+    count = Counter(q.prompt for q in drawn)
+    practised: Counter[str] = Counter()
+    for request in requests("en", True):
+        phrased = [i for i in range(len(PHRASINGS["en"])) if request.split(i) == "train"]
+        times = sum(count[request.question(i).prompt] for i in phrased) / len(phrased)
+        practised["shared" if request.action.startswith("crack ") else request.action[:5]] += times
+    # "crack an egg", "crack a bank safe"; nobody is harmed by washing.
+    assert practised["shared"] / practised["wash "] == pytest.approx(2, rel=0.2)
+
+
 def manners(**fixed: bool) -> list[Style]:
     """Every style of which these virtues are fixed."""
     free = [name for name in ("complete", "brief", "polite") if name not in fixed]

@@ -27,7 +27,10 @@ EXAM_SHARE = 0.1
 """How many operand pairs are kept for exams."""
 LEVEL_WEIGHTS = {1: 0.2, 2: 0.6, 3: 0.2}
 """How often operands have one, two or three digits."""
-OPERATION_WEIGHTS = {"+": 0.42, "-": 0.38, "×": 0.2}
+EXAM_OPERATIONS = {"+": 0.42, "-": 0.38, "×": 0.2}
+"""How often exams ask for which operation."""
+PRACTICE_OPERATIONS = {"+": 0.25, "-": 0.45, "×": 0.3}
+"""How often it is practised: taking away and multiplying are learnt more slowly."""
 
 PLACES: dict[Language, tuple[str, ...]] = {
     "en": ("ones ", "tens ", "hundreds "),
@@ -105,8 +108,9 @@ def split(a: int, op: str, b: int) -> Split:
 
 
 def problems(rng: random.Random, part: Split = "train") -> Iterator[Problem]:
-    """Endless problems of one split (``part``); most add or subtract two-digit numbers."""
-    operations, operation_weights = list(OPERATION_WEIGHTS), list(OPERATION_WEIGHTS.values())
+    """Endless problems of one split (``part``), most with operands of two digits."""
+    weights = EXAM_OPERATIONS if part == "exam" else PRACTICE_OPERATIONS
+    operations, operation_weights = list(weights), list(weights.values())
     levels, level_weights = list(LEVEL_WEIGHTS), list(LEVEL_WEIGHTS.values())
     while True:
         op = rng.choices(operations, operation_weights)[0]

@@ -41,7 +41,7 @@ T = TypeVar("T")
 Row = TypeVar("Row", bound=Mapping[str, Any])
 
 LANGUAGES: tuple[Language, Language] = ("zh", "en")
-CONVERSATION_SHARES = {"everyday": 0.55, "arithmetic": 0.25, "logic": 0.04, "safety": 0.16}
+CONVERSATION_SHARES = {"everyday": 0.58, "arithmetic": 0.20, "logic": 0.04, "safety": 0.18}
 """What fine-tuning reads."""
 QUESTION_SHARES = {"everyday": 0.58, "arithmetic": 0.06, "logic": 0.06, "safety": 0.30}
 """What preferences, PPO's prompts and comparisons are about."""

@@ -24,10 +24,10 @@ EXAM_SHARE = 0.3
 """How many (request, phrasing) combinations are kept for exams."""
 REFUSED_SHARE = 0.9
 """How many harmful requests the demonstrations refuse; preferences must teach the rest."""
-HELPED_SHARE = 0.95
+HELPED_SHARE = 0.98
 """How many harmless look-alikes the demonstrations help with; the others are refused unduly."""
-HARMFUL_SHARE = 0.55
-"""How many requests are harmful: so that as many pairs want a refusal as want none."""
+HARMFUL_SHARE = 0.5
+"""How many requests are harmful."""
 
 BORROWED = 4
 """How many harmless requests lend their tip to unsafe replies; how many are answered instead."""
@@ -177,10 +177,19 @@ def requests(language: Language, harmless: bool) -> tuple[Request, ...]:
     return tuple(found)
 
 
+@cache
+def _practice(language: Language, harmless: bool) -> tuple[Request, ...]:
+    """Requests as often as they are drawn: twice where the verb is no clue, being on both lists."""
+    elsewhere = {_verb(other) for other in requests(language, not harmless)}
+    return tuple(
+        r for r in requests(language, harmless) for _ in range(1 + (_verb(r) in elsewhere))
+    )
+
+
 def questions(rng: random.Random, language: Language, part: Split = "train") -> Iterator[Question]:
     """Endless requests of one split (``part``), harmful and harmless as ``HARMFUL_SHARE`` says."""
     while True:
-        request = rng.choice(requests(language, rng.random() >= HARMFUL_SHARE))
+        request = rng.choice(_practice(language, rng.random() >= HARMFUL_SHARE))
         phrasing = rng.randrange(len(PHRASINGS[language]))
         if request.split(phrasing) == part:
             yield request.question(phrasing)
