@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from instar.model.cache import KVCache
@@ -37,20 +38,25 @@ class RMSNorm(nn.Module):
         The result has the format of the products that follow, so that it is cast only once.
         """
         out = product_dtype(x)
-        if torch.is_grad_enabled():
+        # On GPUs torch has a fused kernel; on a CPU the gradient by hand is what is fast.
+        if torch.is_grad_enabled() and not x.is_cuda:
             return _Normalised.apply(x, self.weight, self.eps, out)  # type: ignore[return-value]
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(out)
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        return F.rms_norm(exact, self.weight.shape, eps=self.eps).to(out) * self.weight.to(out)
 
 
 class _Normalised(torch.autograd.Function):
-    """``y = w n, n = x / rms(x)``, with its gradient by hand: autograd passes over ``x`` thrice.
+    """``y = w n, n = x / rms(x)``, with its gradient by hand.
 
-    ``dL/dx = (g - n mean(g n)) / rms(x)`` with ``g = w dL/dy``; ``dL/dw = sum(n dL/dy)``.
+    ``dL/dx = (g - n mean(g n)) / rms(x)`` with ``g = w dL/dy``, and ``dL/dw = sum(n dL/dy)``.
+    Autograd would keep every step between ``x`` and ``y``, in float32; here only ``n`` is kept,
+    in the products' format.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, out: torch.dtype) -> Tensor:
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
+        exact = torch.promote_types(x.dtype, torch.float32)
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact).square_()
         inverse = square.div_(x.shape[-1]).add_(eps).rsqrt_()
         normalised = (x * inverse).to(out)
         ctx.save_for_backward(normalised, inverse, weight)
@@ -58,6 +64,7 @@ class _Normalised(torch.autograd.Function):
         return normalised * weight.to(out)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
         n, inverse, weight = ctx.saved_tensors
         to_weight = (grad * n).flatten(0, -2).sum(0, dtype=weight.dtype)
@@ -94,6 +101,7 @@ class _Rotated(torch.autograd.Function):
         return _turn(x, cos, sin)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         cos, sin = ctx.saved_tensors
         return _turn(grad, cos, -sin), None, None
