@@ -34,6 +34,15 @@ def test_help_imports_nothing_heavy() -> None:
     assert all(verb in shown for verb in cli.VERBS)
 
 
+def test_the_allocator_is_told_before_torch_allocates() -> None:
+    code = (
+        "import sys; from instar import cli;"
+        "cli.keep_freed_memory = lambda: print('torch' in sys.modules);"
+        "sys.argv = ['instar', 'report', 'nowhere']; cli.main()"
+    )
+    assert process(code).splitlines()[0] == "False"
+
+
 @pytest.mark.parametrize(
     "module",
     ["errors", "config", "files", "data.schema", "data.readers", "primer.mixture", "tokenizer.chat",

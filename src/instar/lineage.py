@@ -14,6 +14,7 @@ from typing import Any
 
 import instar
 from instar.files import read_json, write_json
+from instar.memory import release_freed_memory
 
 LINEAGE = "lineage.json"
 
@@ -62,7 +63,11 @@ class Stopwatch:
 
 
 def reset_peak_rss() -> None:
-    """Begin to count the peak of memory anew, where the system can (Linux)."""
+    """Begin to count the peak of memory anew, where the system can (Linux).
+
+    What was freed before is given back first, or it would count for whoever comes next.
+    """
+    release_freed_memory()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 NEVER = 2**31 - 1
+
+
+def _glibc(name: str) -> Callable[..., int]:
+    """A function of glibc; elsewhere one that does nothing, and says so by returning 0."""
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):
+        return lambda *_: 0
 
 
 def keep_freed_memory() -> bool:
@@ -15,14 +24,19 @@ def keep_freed_memory() -> bool:
     By default every large tensor is fresh pages, which the system must find and fill with zeros:
     a seventh of a training step on a CPU (``docs/mini.md``). Blocks that are kept may as well be
     huge pages, which torch asks for if told to before it allocates. What is held afterwards is
-    the peak of what was used. Elsewhere than on Linux with glibc, nothing happens.
+    about the peak of what was used, until ``release_freed_memory``. Elsewhere than on Linux with
+    glibc, nothing happens.
 
     Returns:
         Whether the allocator took the advice.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, NEVER))
+    mallopt = _glibc("mallopt")
+    took = bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, NEVER))
+    if took:
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    return took
+
+
+def release_freed_memory() -> None:
+    """Give back what was freed, at the end of something large."""
+    _glibc("malloc_trim")(0)
