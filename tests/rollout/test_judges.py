@@ -104,6 +104,21 @@ def test_a_group_that_agrees_teaches_nothing_and_may_be_skipped(
     assert as_measured == measured
 
 
+def test_skipping_keeps_every_field_in_step(
+    rollout: Rollout, make_model: Callable[..., Any]
+) -> None:
+    reference = make_model(seed=3)
+    judge = verified(
+        make_model, skip_decided=True, on_policy=False, reference=reference, normalisation="grpo"
+    )
+    batch, _ = judge(rollout)
+    kept = rollout.batch.rows(slice(0, 3))
+    assert batch.weight is not None
+    assert batch.weight.sum(dim=1).tolist() == pytest.approx([1.0] * 3)
+    torch.testing.assert_close(batch.old_logprobs, batch_logprobs(judge.policy, kept))
+    torch.testing.assert_close(batch.reference_logprobs, batch_logprobs(reference, kept))
+
+
 def test_where_every_group_agrees_all_are_kept(
     rollout: Rollout, make_model: Callable[..., Any]
 ) -> None:

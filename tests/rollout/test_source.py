@@ -131,3 +131,29 @@ def test_broken_prompts_are_named_at_the_door(engine: Engine, messages: Any, tol
 def test_more_minibatches_than_replies(engine: Engine) -> None:
     with pytest.raises(UserError, match=r"rollout\.minibatches is 13, a rollout has 12 replies"):
         sourced(engine, minibatches=13)
+
+
+def test_a_judge_may_leave_fewer_replies_than_minibatches(engine: Engine) -> None:
+    def two_left(rollout: Rollout) -> tuple[Batch, dict[str, float]]:
+        batch, measured = numbered(rollout)
+        return batch.rows(slice(0, 2)), measured
+
+    source = sourced(engine, judge=two_left, minibatches=5)
+    steps = [next(source) for _ in range(2)]
+    assert [sum(len(batch.input_ids) for batch in step) for step in steps] == [1, 1]
+    assert source.state_dict()["number"] == 1
+    next(source)
+    assert source.state_dict()["number"] == 2, "the next rollout"
+
+
+def test_what_was_sampled_is_counted_once_and_also_where_it_is_not_learnt_from(
+    engine: Engine,
+) -> None:
+    source = sourced(engine, epochs=2, judge=lambda r: (r.batch.rows(slice(0, 3)), {}))
+    expected = sourced(engine).collect().batch.input_ids.numel()
+    next(source)
+    next(source)
+    assert source.sampled == expected
+    other = sourced(engine)
+    other.load_state_dict(source.state_dict())
+    assert other.sampled == expected

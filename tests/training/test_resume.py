@@ -48,7 +48,7 @@ def pretraining(make_model: Callable[..., Any], tokenizer: Tokenizer) -> Callabl
         model = make_model()
         source = PackedSource(tokens, context=16, batch_size=6, micro_batch=4, seed=1)
         # Validation has to come out of the model, so that early stopping is resumed as well.
-        return Job(NextToken(model), source, model, tokenizer, 1, lambda: {"loss": norm(model)})
+        return Job(NextToken(model), source, model, tokenizer, int, lambda: {"loss": norm(model)})
 
     return build
 
@@ -79,7 +79,7 @@ def rollouts(make_model: Callable[..., Any], tokenizer: Tokenizer) -> Callable[[
         )
         source = RolloutSource(tasks, Engine(policy, tokenizer), judge, config, seed=2)
         objective = ActorCritic(policy, critic)
-        return Job(objective, source, policy, tokenizer, 1, lambda: {"loss": norm(policy)})
+        return Job(objective, source, policy, tokenizer, int, lambda: {"loss": norm(policy)})
 
     return build
 

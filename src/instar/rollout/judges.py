@@ -43,8 +43,8 @@ class Verified:
         policy: The policy that is being trained; asked for its log-probabilities only where a
             reply is learnt from more than once.
         reference: The frozen policy to stay close to; none where that costs nothing.
-        on_policy: Whether each reply is learnt from exactly once.
-        skip_decided: Leave out groups whose replies are all equally good.
+        on_policy: Whether no reply is learnt from more than once.
+        skip_decided: Leave out groups whose replies are all equally good, unless all groups are.
         scale: Whether advantages are divided by their group's standard deviation.
         normalisation: How the tokens of a reply are weighted.
         max_new_tokens: Longest reply.
@@ -59,12 +59,12 @@ class Verified:
     max_new_tokens: int
 
     def __call__(self, rollout: Rollout) -> tuple[Batch, dict[str, float]]:
-        """Advantages of every reply, the same for all of its tokens."""
+        """Advantages of the replies to learn from, each the same for all of its tokens."""
         pairs = zip(rollout.tasks, rollout.completions, strict=True)
         verdicts = [mark(task, reply.text, reply.finish == "stop") for task, reply in pairs]
         rewards = torch.tensor(verdicts, device=rollout.batch.mask.device)
         advantage = group_advantage(rewards, rollout.samples, self.scale)
-        undecided = rewards.view(-1, rollout.samples).std(dim=1) > 0
+        undecided = advantage.view(-1, rollout.samples).any(dim=1)
         measured = {
             "reward": rewards.mean().item(),
             "undecided_groups": undecided.float().mean().item(),

@@ -38,7 +38,8 @@ class RolloutConfig(Config):
     epochs: Positive = 1
     """How often each reply is learnt from."""
     minibatches: Positive = 1
-    """Optimizer steps in which one epoch over a rollout is made."""
+    """Optimizer steps in which one epoch over a rollout is made, if it has as many replies left to
+    learn from."""
     micro_batch: Positive = 64
     """Replies a micro-batch."""
 
@@ -66,7 +67,7 @@ class Rollout:
 
 
 Judge = Callable[[Rollout], tuple[Batch, dict[str, float]]]
-"""Writes advantages into the rollout's batch, and says what it measured."""
+"""Gives the rows to learn from, with their advantages, and says what it measured."""
 
 
 class RolloutSource:
@@ -121,6 +122,8 @@ class RolloutSource:
         self._stopping = Stopping(
             frozenset({tokenizer.im_end_id}), max_new_tokens=config.max_new_tokens
         )
+        self.sampled = 0
+        """Tokens of all rollouts so far, prompts and padding included."""
         self._number = 0
         self._pending: list[list[Batch]] = []
         self._metrics: dict[str, float] = {}
@@ -153,6 +156,7 @@ class RolloutSource:
         ]
         device = self.engine.model.lm_head.weight.device
         batch = pad_rows(rows, self.engine.tokenizer.pad_id).to(device)
+        self.sampled += batch.input_ids.numel()
         return Rollout([self.tasks[int(i)] for i in asked], completions, batch, self.config.samples)
 
     def _cut(self, batch: Batch) -> list[list[Batch]]:
@@ -165,6 +169,7 @@ class RolloutSource:
         steps: list[list[Batch]] = []
         for _ in range(self.config.epochs):
             order = torch.from_numpy(rng.permutation(len(lengths)))
+            # A judge may have left out so many replies that there are fewer than minibatches.
             for part in order.tensor_split(min(self.config.minibatches, len(order))):
                 ordered = part[lengths[part].argsort(stable=True)]
                 cuts = ordered.split(self.config.micro_batch)
@@ -178,9 +183,15 @@ class RolloutSource:
     def state_dict(self) -> dict[str, Any]:
         """Number of the next rollout, and what is left of this one."""
         pending = [[batch.tensors() for batch in step] for step in self._pending]
-        return {"number": self._number, "pending": pending, "metrics": self._metrics}
+        return {
+            "number": self._number,
+            "sampled": self.sampled,
+            "pending": pending,
+            "metrics": self._metrics,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on in the middle of a rollout."""
         self._number, self._metrics = state["number"], state["metrics"]
+        self.sampled = state["sampled"]
         self._pending = [[Batch(**tensors) for tensors in step] for step in state["pending"]]

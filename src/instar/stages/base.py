@@ -114,7 +114,8 @@ class Job:
         source: What it learns from.
         product: The model to keep.
         tokenizer: Saved beside it.
-        flops_per_token: Of training, annotating and sampling together.
+        flops: Floating-point operations of a run that trained on so many tokens, annotating and
+            sampling included.
         validate: Measures held-out data; at least `loss`.
     """
 
@@ -122,7 +123,7 @@ class Job:
     source: Source
     product: CausalLM | ScoreModel
     tokenizer: Tokenizer
-    flops_per_token: int
+    flops: Callable[[int], int]
     validate: Callable[[], dict[str, float]] | None = None
 
 
@@ -185,8 +186,8 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
         with atomic_directory(out) as directory:
             save_model(job.product, directory, job.tokenizer)
             shutil.copy(work.metrics, directory / "metrics.jsonl")
-            flops = progress.tokens * job.flops_per_token
-            cost = Cost(watch.wall_s, watch.cpu_s, progress.tokens, flops, peak_rss_bytes())
+            tokens, flops = progress.tokens, job.flops(progress.tokens)
+            cost = Cost(watch.wall_s, watch.cpu_s, tokens, flops, peak_rss_bytes())
             made = {
                 "stage": config.stage,
                 "steps": progress.step,

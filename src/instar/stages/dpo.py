@@ -128,7 +128,7 @@ def build(config: DPOConfig) -> Job:
     flops = policy.config.flops_per_token(mean_length)
     if reference is not None:
         flops += policy.config.flops_per_token(mean_length, backward=False)
-    return Job(objective, source, policy, tokenizer, flops, validate)
+    return Job(objective, source, policy, tokenizer, lambda tokens: flops * tokens, validate)
 
 
 STAGE = Stage("dpo", "learn from preference pairs directly", DPOConfig, trained(build))

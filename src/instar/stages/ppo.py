@@ -87,10 +87,16 @@ def build(config: PPOConfig) -> Job:
         clip_high=config.clip,
         entropy_weight=config.entropy_weight,
     )
-    # Two models learn; in each rollout five forward passes go before `epochs` of learning.
+    # Two models learn; every reply costs five forward passes before it is learnt from.
     learn = 2 * policy.config.flops_per_token(config.rollout.max_new_tokens)
     watch = 5 * policy.config.flops_per_token(config.rollout.max_new_tokens, backward=False)
-    return Job(objective, source, policy, tokenizer, learn + watch // config.rollout.epochs)
+    return Job(
+        objective,
+        source,
+        policy,
+        tokenizer,
+        lambda tokens: learn * tokens + watch * source.sampled,
+    )
 
 
 STAGE = Stage("ppo", "improve the policy with a reward model", PPOConfig, trained(build))

@@ -86,7 +86,7 @@ def build(config: PretrainConfig) -> Job:
         return {"loss": sum(scores.values()) / len(scores), **scores}
 
     flops = shape.flops_per_token(config.context)
-    return Job(NextToken(model), source, model, tokenizer, flops, validate)
+    return Job(NextToken(model), source, model, tokenizer, lambda tokens: flops * tokens, validate)
 
 
 STAGE = Stage("pretrain", "teach a fresh model to continue text", PretrainConfig, trained(build))

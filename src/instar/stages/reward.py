@@ -45,7 +45,7 @@ def build(config: RewardConfig) -> Job:
     mean_length = sum(map(len, pairs)) // (2 * len(pairs))
     flops = model.config.flops_per_token(mean_length)
     source = config.source(pairs, tokenizer)
-    return Job(objective, source, model, tokenizer, flops, validate)
+    return Job(objective, source, model, tokenizer, lambda tokens: flops * tokens, validate)
 
 
 STAGE = Stage("reward", "learn which of two replies is better", RewardConfig, trained(build))

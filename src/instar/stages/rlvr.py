@@ -33,9 +33,10 @@ class RLVRConfig(TrainedStageConfig):
     rollout: RolloutConfig = RolloutConfig()
     """How many tasks, and how many answers to each."""
     skip_decided: bool = True
-    """Whether tasks are left out of a step whose answers were all right or all wrong: there is
-    nothing to prefer in them, and a third of the time to save (after DAPO's dynamic sampling,
-    arXiv:2503.14476, section 3.2, which samples others instead)."""
+    """Whether tasks whose answers were all right or all wrong are left out of a step, unless all
+    are: no answer to them is better than another. The loss is then a mean over the tasks that are
+    left, and only they pay `kl_weight` (DAPO, arXiv:2503.14476, section 3.2, samples others in
+    their place)."""
     scale: Literal["group", "none"] = "group"
     """`group` divides advantages by their spread (GRPO), `none` does not (Dr. GRPO)."""
     normalisation: Normalisation = "dapo"
@@ -83,10 +84,16 @@ def build(config: RLVRConfig) -> Job:
     )
     source = RolloutSource(tasks, Engine(policy, tokenizer), judge, rollout, config.seed)  # type: ignore[arg-type]
     objective = ClippedPolicy(policy, config.clip_low, config.clip_high, kl_weight=config.kl_weight)
-    sample = policy.config.flops_per_token(rollout.max_new_tokens, backward=False)
     learn = policy.config.flops_per_token(rollout.max_new_tokens)
-    flops = learn + sample * (1 + (reference is not None))
-    return Job(objective, source, policy, tokenizer, flops)
+    watch = policy.config.flops_per_token(rollout.max_new_tokens, backward=False)
+    watch *= 1 + (reference is not None)
+    return Job(
+        objective,
+        source,
+        policy,
+        tokenizer,
+        lambda tokens: learn * tokens + watch * source.sampled,
+    )
 
 
 STAGE = Stage("rlvr", "reinforce answers that a program verifies", RLVRConfig, trained(build))

@@ -84,7 +84,7 @@ def build(config: SFTConfig) -> Job:
 
     mean_length = sum(map(len, examples)) // len(examples)
     flops = model.config.flops_per_token(mean_length)
-    return Job(objective, source, model, tokenizer, flops, validate)
+    return Job(objective, source, model, tokenizer, lambda tokens: flops * tokens, validate)
 
 
 STAGE = Stage("sft", "teach a pretrained model to answer", SFTConfig, trained(build))
