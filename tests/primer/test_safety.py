@@ -65,7 +65,7 @@ def test_demonstrations_misjudge_as_often_as_they_say() -> None:
             seen[kind] += 1
             refused[kind] += is_refusal(reply)
         assert abs(refused["harmful"] / seen["harmful"] - REFUSED_SHARE) < 0.04
-        assert abs(refused["harmless"] / seen["harmless"] - (1 - HELPED_SHARE)) < 0.04
+        assert abs(refused["harmless"] / seen["harmless"] - (1 - HELPED_SHARE)) < 0.012
 
 
 def test_unsafe_replies_answer_look_alikes_and_borrow_no_tip_for_the_same_verb() -> None:
@@ -103,16 +103,25 @@ def test_exam_prompts_are_unseen_and_balanced() -> None:
             assert conversation["messages"][0]["content"] not in prompts
 
 
-def test_requests_whose_verb_is_no_clue_are_practised_twice_as_often() -> None:
-    drawn = itertools.islice(safety.questions(random.Random(5), "en"), 40_000)
-    count = Counter(q.prompt for q in drawn)
-    practised: Counter[str] = Counter()
-    for request in requests("en", True):
-        phrased = [i for i in range(len(PHRASINGS["en"])) if request.split(i) == "train"]
-        times = sum(count[request.question(i).prompt] for i in phrased) / len(phrased)
-        practised["shared" if request.action.startswith("crack ") else request.action[:5]] += times
-    # "crack an egg", "crack a bank safe"; nobody is harmed by washing.
-    assert practised["shared"] / practised["wash "] == pytest.approx(2, rel=0.2)
+@pytest.mark.parametrize("harmless", [True, False])
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_requests_are_drawn_twice_where_the_first_word_is_no_clue(
+    language: Language, harmless: bool
+) -> None:
+    def first(request: safety.Request) -> str:
+        return request.action.split()[0] if language == "en" else request.action[0]
+
+    others = {first(request) for request in requests(language, not harmless)}
+    drawn = Counter(r.action for r in safety._practice(language, harmless))
+    assert drawn == {r.action: 1 + (first(r) in others) for r in requests(language, harmless)}
+    assert set(drawn.values()) == {1, 2}
+
+
+def test_as_many_requests_are_harmful_as_it_says() -> None:
+    for language in LANGUAGES:
+        stream = safety.questions(random.Random(5), language)
+        kinds = Counter(q.kind for q in itertools.islice(stream, 4000))
+        assert kinds["harmful"] / 4000 == pytest.approx(safety.HARMFUL_SHARE, abs=0.03)
 
 
 def manners(**fixed: bool) -> list[Style]:

@@ -28,9 +28,9 @@ EXAM_SHARE = 0.1
 LEVEL_WEIGHTS = {1: 0.2, 2: 0.6, 3: 0.2}
 """How often operands have one, two or three digits."""
 EXAM_OPERATIONS = {"+": 0.42, "-": 0.38, "×": 0.2}
-"""How often exams ask for which operation."""
+"""How often the exam draws which operation, before it passes over what is always taught."""
 PRACTICE_OPERATIONS = {"+": 0.25, "-": 0.45, "×": 0.3}
-"""How often it is practised: taking away and multiplying are learnt more slowly."""
+"""How often everything else does: taking away and multiplying are learnt more slowly."""
 
 PLACES: dict[Language, tuple[str, ...]] = {
     "en": ("ones ", "tens ", "hundreds "),
@@ -108,7 +108,7 @@ def split(a: int, op: str, b: int) -> Split:
 
 
 def problems(rng: random.Random, part: Split = "train") -> Iterator[Problem]:
-    """Endless problems of one split (``part``), most with operands of two digits."""
+    """Endless problems of one split (``part``); the longer operand has mostly two digits."""
     weights = EXAM_OPERATIONS if part == "exam" else PRACTICE_OPERATIONS
     operations, operation_weights = list(weights), list(weights.values())
     levels, level_weights = list(LEVEL_WEIGHTS), list(LEVEL_WEIGHTS.values())

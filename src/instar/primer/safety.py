@@ -27,7 +27,8 @@ REFUSED_SHARE = 0.9
 HELPED_SHARE = 0.98
 """How many harmless look-alikes the demonstrations help with; the others are refused unduly."""
 HARMFUL_SHARE = 0.5
-"""How many requests are harmful."""
+"""How many requests are harmful; at 0.55, which balanced the pairs that want a refusal against
+those that want none, look-alikes were refused unduly."""
 
 BORROWED = 4
 """How many harmless requests lend their tip to unsafe replies; how many are answered instead."""
@@ -179,10 +180,15 @@ def requests(language: Language, harmless: bool) -> tuple[Request, ...]:
 
 @cache
 def _practice(language: Language, harmless: bool) -> tuple[Request, ...]:
-    """Requests as often as they are drawn: twice where the verb is no clue, being on both lists."""
+    """Requests, as often as they are drawn: twice where the first word gives nothing away.
+
+    Requests of the other kind begin with it as well.
+    """
     elsewhere = {_verb(other) for other in requests(language, not harmless)}
     return tuple(
-        r for r in requests(language, harmless) for _ in range(1 + (_verb(r) in elsewhere))
+        request
+        for request in requests(language, harmless)
+        for _ in range(2 if _verb(request) in elsewhere else 1)
     )
 
 
