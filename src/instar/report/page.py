@@ -227,7 +227,8 @@ def _curves(stage: Stage) -> list[Markup]:
             if rows:
                 steps, values = [row["step"] for row in rows], [row[key] for row in rows]
                 lines.append(plots.Line(split, steps, values))
-        if lines:
+        # Learning from each reply once keeps the policy where it sampled: a flat line at nothing.
+        if any(any(line.values) for line in lines):
             charts.append(plots.curve(lines, title, unit, stage.name))
     return charts
 
