@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -26,7 +27,6 @@ VERBS: dict[str, tuple[str, str]] = {
 
 USER_ERROR = 2
 INTERNAL_ERROR = 1
-INTERRUPTED = 130
 
 
 def usage() -> str:
@@ -83,11 +83,14 @@ def _guarded(action: Callable[[], int], debug: bool) -> int:
 
     try:
         return action()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if debug:
             raise
-        print("instar: stopped by Ctrl-C; what was saved is kept.", file=sys.stderr)
-        return INTERRUPTED
+        # Ctrl-C, or a SIGTERM that waited for a good moment: see `instar.training.interrupt`.
+        number = getattr(stop, "signal", signal.SIGINT)
+        by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        print(f"instar: stopped by {by}; what was saved is kept.", file=sys.stderr)
+        return 128 + number
     except UserError as error:
         if debug:
             raise

@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps, never within one."""
+"""Ctrl-C and SIGTERM between two steps, never within one."""
 
 from __future__ import annotations
 
@@ -7,37 +7,47 @@ import sys
 import threading
 from types import FrameType, TracebackType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C that was held back until everything was in a state worth saving."""
+    """A signal that was held back until everything was in a state worth saving.
+
+    Attributes:
+        signal: Which one; SIGTERM is what a machine sends that is about to be taken away.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.signal = number
 
 
 class Interruptible:
-    """While entered, the first Ctrl-C is remembered and raised by ``check``; the second at once.
+    """While entered, the first signal is remembered and raised by ``check``; the second at once.
 
     So a training step, and the saving that follows it, always comes to its end.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked: int | None = None
 
     def __enter__(self) -> Interruptible:
-        # Only the main thread may set signal handlers; elsewhere Ctrl-C never arrives.
+        # Only the main thread may set signal handlers; elsewhere no signal arrives.
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
-            self._before = signal.signal(signal.SIGINT, self._remember)
+            self._before = {s: signal.signal(s, self._remember) for s in SIGNALS}
         return self
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked is not None:
             raise KeyboardInterrupt
-        self.asked = True
-        print("\nfinishing this step; Ctrl-C again stops at once", file=sys.stderr)
+        self.asked = number
+        print("\nfinishing this step; the same signal again stops at once", file=sys.stderr)
 
     def check(self) -> None:
-        """Raise ``Interrupted`` if Ctrl-C was pressed."""
-        if self.asked:
-            raise Interrupted
+        """Raise ``Interrupted`` if a signal has come."""
+        if self.asked is not None:
+            raise Interrupted(self.asked)
 
     def __exit__(
         self,
@@ -46,4 +56,5 @@ class Interruptible:
         trace: TracebackType | None,
     ) -> None:
         if self._main:
-            signal.signal(signal.SIGINT, self._before)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
