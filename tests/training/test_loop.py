@@ -13,14 +13,13 @@ from torch import nn
 from instar.data.batch import Batch
 from instar.data.packing import Row, pad_rows
 from instar.data.sources import StepSource
-from instar.errors import UserError
 from instar.lineage import Stopwatch
 from instar.objectives.base import Loss, Objective
 from instar.objectives.language import NextToken
 from instar.training import loop
 from instar.training.display import Display
 from instar.training.hooks import Log, MetricsFile, Validate, due
-from instar.training.loop import TrainingConfig, accumulate, fit
+from instar.training.loop import Divergence, TrainingConfig, accumulate, fit
 from instar.training.meter import Meter
 from instar.training.optimizer import OptimizerConfig, Optimizers
 from instar.training.schedule import ScheduleConfig
@@ -130,9 +129,13 @@ class Slopes(StepSource):
 
 
 def walk(
-    slopes: list[float], steps: int, hooks: Any = (), **changes: Any
+    slopes: list[float],
+    steps: int,
+    hooks: Any = (),
+    progress: Progress | None = None,
+    **changes: Any,
 ) -> tuple[Walk, Progress, Meter]:
-    objective, progress, meter = Walk(), Progress(), Meter()
+    objective, progress, meter = Walk(), progress or Progress(), Meter()
     config = TrainingConfig(
         steps=steps, optimizer=OptimizerConfig(lr=0.5), schedule=CONSTANT, **changes
     )
@@ -149,9 +152,20 @@ def test_a_gradient_that_is_not_finite_is_refused_and_counted(bad: float) -> Non
     assert torch.equal(objective.weight, clean.weight), "as if the step had never been"
 
 
-def test_many_refusals_in_a_row_end_the_run() -> None:
-    with pytest.raises(UserError, match=r"not finite for 20 steps in a row \(step 23\).*Lower"):
-        walk([1.0, 1.0, 1.0, *[math.nan] * 30], steps=100)
+def test_a_spike_is_refused_once_it_is_known_what_is_usual() -> None:
+    _, progress, _ = walk([1.0] * 60 + [30.0] + [1.0] * 9, steps=70)
+    assert progress.skipped == 1 and progress.usual_norm == pytest.approx(1.0)
+    _, progress, _ = walk([1.0] * 60 + [30.0] + [1.0] * 9, steps=70, spike=0.0)
+    assert progress.skipped == 0 and progress.usual_norm > 1.2
+    _, progress, _ = walk([1.0] * 5 + [30.0] + [1.0] * 9, steps=15)
+    assert progress.skipped == 0, "the first steps say little about what is usual"
+
+
+def test_many_refusals_in_a_row_are_a_divergence() -> None:
+    progress = Progress()
+    with pytest.raises(Divergence):
+        walk([1.0, 1.0, 1.0, *[math.nan] * 30], steps=100, progress=progress)
+    assert (progress.step, progress.refused) == (23, 20)
     objective, progress, _ = walk(([math.nan] * 19 + [1.0]) * 3, steps=60)
     assert progress.skipped == 57 and objective.weight.isfinite().all()
 

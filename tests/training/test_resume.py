@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
-import json
+import hashlib
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from instar.data.batch import Batch
 from instar.data.sources import PackedSource
 from instar.errors import UserError
 from instar.generation import Engine
@@ -29,11 +31,10 @@ from instar.training import state
 from instar.training.display import Display
 from instar.training.interrupt import Interrupted, Interruptible
 from instar.training.loop import TrainingConfig
-from instar.training.optimizer import OptimizerConfig
+from instar.training.meter import Meter
+from instar.training.optimizer import OptimizerConfig, Optimizers
 from instar.training.schedule import ScheduleConfig
-from instar.training.state import WorkDirectory
-
-TIMES = ("elapsed_s", "tokens_per_s")
+from instar.training.state import Progress, Saver, WorkDirectory, checksum_of, load_tensors
 
 
 class Killed(BaseException):
@@ -108,13 +109,15 @@ def run(
     stop_at: int | None = None,
     stop: Callable[[], None] | None = None,
     **changes: Any,
-) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], Any]:
-    """One sitting; ``stop`` is called when step ``stop_at`` draws its batches."""
+) -> tuple[dict[str, torch.Tensor], bytes, Any]:
+    """One sitting: the weights, the metrics file and the progress at its end.
+
+    ``stop`` is called when step ``stop_at`` draws its batches.
+    """
     job = build()
     if stop:
         draw, drawn = job.source, iter(range(1, 1000))
-        already = 0 if not WorkDirectory(out, "mark").state.exists() else None
-        assert already == 0, "only a first sitting is stopped"
+        assert not WorkDirectory(out, "mark").states(), "only a first sitting is stopped"
 
         class Stopping:
             """The source, with an accident on the way."""
@@ -131,14 +134,15 @@ def run(
     work = WorkDirectory(out, "mark")
     with Display() as display:
         progress = _train(job, training(**changes), work, Stopwatch(), display)
-    lines = work.metrics.read_text(encoding="utf-8").splitlines()
-    logged = [json.loads(line) for line in lines]
-    kept = [{k: v for k, v in row.items() if k not in TIMES} for row in logged]
-    return job.objective.state_dict(), kept, progress
+    return job.objective.state_dict(), work.metrics.read_bytes(), progress
 
 
 def ctrl_c() -> None:
     signal.raise_signal(signal.SIGINT)
+
+
+def terminate() -> None:
+    signal.raise_signal(signal.SIGTERM)
 
 
 def kill() -> None:
@@ -146,7 +150,9 @@ def kill() -> None:
 
 
 @pytest.mark.parametrize("stop_at", [1, 5, 6, 11])
-@pytest.mark.parametrize(("stop", "raised"), [(ctrl_c, Interrupted), (kill, Killed)])
+@pytest.mark.parametrize(
+    ("stop", "raised"), [(ctrl_c, Interrupted), (terminate, Interrupted), (kill, Killed)]
+)
 def test_stopped_and_started_again(
     build: Callable[[], Job],
     tmp_path: Path,
@@ -157,17 +163,17 @@ def test_stopped_and_started_again(
     weights, logged, done = run(build, tmp_path / "whole")
     with pytest.raises(raised):
         run(build, tmp_path / "out", stop_at, stop)
-    saved = WorkDirectory(tmp_path / "out", "mark").state
+    saved = WorkDirectory(tmp_path / "out", "mark").states()
+    at = load_tensors(saved[0])["progress"]["step"]
     if raised is Interrupted:
-        at = torch.load(saved, weights_only=True)["progress"]["step"]
         assert at == stop_at, "the step under way comes to its end and is saved"
     else:
-        assert saved.exists() == (stop_at > 4)
+        assert at == (stop_at - 1) // 4 * 4
     again, logged_again, done_again = run(build, tmp_path / "out")
     assert logged_again == logged
     for name, weight in weights.items():
         assert torch.equal(weight, again[name]), name
-    for field in ("step", "tokens", "best_loss", "worse", "skipped", "finished"):
+    for field in ("step", "tokens", "best_loss", "worse", "skipped", "usual_norm", "finished"):
         assert getattr(done, field) == getattr(done_again, field), field
 
 
@@ -204,9 +210,9 @@ def test_the_best_of_nothing(pretraining: Callable[[], Job], tmp_path: Path) -> 
 def test_another_config_begins_anew(pretraining: Callable[[], Job], tmp_path: Path) -> None:
     run(pretraining, tmp_path / "out")
     work = WorkDirectory(tmp_path / "out", "mark")
-    assert work.state.exists()
+    assert work.states()
     other = WorkDirectory(tmp_path / "out", "another mark")
-    assert not other.state.exists() and not other.metrics.exists()
+    assert not other.states() and not other.metrics.exists()
     other.remove()
     assert list(tmp_path.iterdir()) == []
 
@@ -227,16 +233,119 @@ def test_a_full_disk_leaves_the_last_state(
     with pytest.raises(OSError, match="No space left"):
         run(pretraining, tmp_path / "out", keep_best=False)
     work = WorkDirectory(tmp_path / "out", "mark")
-    assert sorted(p.name for p in work.path.iterdir()) == [
-        "fingerprint.json",
-        "metrics.jsonl",
-        "state.pt",
-    ]
-    assert torch.load(work.state, weights_only=True)["progress"]["step"] == 4
+    assert [load_tensors(p)["progress"]["step"] for p in work.states()] == [4, 0]
+    assert not [p for p in work.path.iterdir() if p.name.endswith(".writing")]
     monkeypatch.undo()
     again, logged_again, _ = run(pretraining, tmp_path / "out", keep_best=False)
     assert logged_again == logged
     assert all(torch.equal(weight, again[name]) for name, weight in weights.items())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "unreadable"])
+def test_a_damaged_state_is_passed_over_with_a_warning(
+    pretraining: Callable[[], Job],
+    tmp_path: Path,
+    damage: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    weights, logged, _ = run(pretraining, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(pretraining, tmp_path / "out", 10, ctrl_c)
+    newest = WorkDirectory(tmp_path / "out", "mark").states()[0]
+    content = bytearray(newest.read_bytes())
+    if damage == "truncated":
+        del content[len(content) // 2 :]
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+    else:
+        # The checksum is right, and still it is no state.
+        content = bytearray(b"not a state")
+        checksum_of(newest).write_text(hashlib.sha256(content).hexdigest(), encoding="utf-8")
+    newest.write_bytes(content)
+    again, logged_again, _ = run(pretraining, tmp_path / "out")
+    shown = capsys.readouterr().out
+    assert f"{newest} is damaged" in shown and "going on from step 8" in shown
+    assert logged_again == logged
+    assert all(torch.equal(weight, again[name]) for name, weight in weights.items())
+
+
+def test_a_state_whose_checksum_was_not_written_does_not_count(
+    pretraining: Callable[[], Job], tmp_path: Path
+) -> None:
+    run(pretraining, tmp_path / "out")
+    work = WorkDirectory(tmp_path / "out", "mark")
+    newest, before = work.states()
+    checksum_of(newest).unlink()
+    assert work.states() == [before]
+
+
+def test_saving_goes_on_beside_training(
+    pretraining: Callable[[], Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written is the state of the moment that asked for it, not of the one that writes."""
+    job, written = pretraining(), threading.Event()
+    work = WorkDirectory(tmp_path / "out", "mark")
+    optimizers = Optimizers(job.objective, OptimizerConfig())
+    saver = Saver(work, job.objective, optimizers, job.source, Meter())
+    save = torch.save
+
+    def slow(value: Any, stream: Any) -> None:
+        written.wait(10)
+        save(value, stream)
+
+    monkeypatch.setattr(state.torch, "save", slow)
+    before = {k: v.clone() for k, v in job.objective.state_dict().items()}
+    saver.save(Progress(step=1))
+    with torch.no_grad():
+        for p in job.objective.parameters():
+            p.add_(1)
+    assert not work.states()
+    written.set()
+    saver.wait()
+    kept = load_tensors(work.states()[0])["objective"]
+    assert all(torch.equal(kept[name], weight) for name, weight in before.items())
+
+
+class Poisoned(PackedSource):
+    """Loses its mind at one step, as often as it is told: that many gradients are not finite."""
+
+    def __init__(self, model: torch.nn.Module, at: int, times: int, tokens: np.ndarray) -> None:
+        super().__init__(tokens, context=16, batch_size=6, micro_batch=6, seed=1)
+        self.model, self.at, self.times = model, at, times
+
+    def __next__(self) -> list[Batch]:
+        if self.step == self.at and self.times:
+            self.times -= 1
+            with torch.no_grad():
+                next(self.model.parameters()).fill_(float("nan"))
+        return super().__next__()
+
+
+@pytest.mark.parametrize(("times", "survives"), [(2, True), (9, False)])
+def test_a_diverged_run_goes_back_at_a_lower_rate(
+    make_model: Callable[..., Any],
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    times: int,
+    survives: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = make_model()
+    tokens = np.random.default_rng(0).integers(6, 262, 700).astype(np.uint16)
+    job = Job(NextToken(model), Poisoned(model, 6, times, tokens), model, tokenizer, int)
+    work = WorkDirectory(tmp_path / "out", "mark")
+    settings = training(steps=40, validate_every=0, keep_best=False, rollbacks=3)
+    with Display() as display:
+        if not survives:
+            with pytest.raises(UserError, match="going back 3 times did not help"):
+                _train(job, settings, work, Stopwatch(), display)
+            return
+        progress = _train(job, settings, work, Stopwatch(), display)
+    assert progress.rollbacks == 2 and progress.step == 40 and progress.skipped == 0
+    assert norm(model) < float("inf")
+    shown = capsys.readouterr().out
+    assert "diverged at step 26: back to step 4, at 0.5 times the learning rate" in shown
+    assert "at 0.25 times" in shown
 
 
 def test_the_second_ctrl_c_does_not_wait() -> None:

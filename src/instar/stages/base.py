@@ -35,10 +35,10 @@ from instar.tokenizer.hf import Tokenizer
 from instar.training.display import Display
 from instar.training.hooks import Log, MetricsFile, Save, Validate
 from instar.training.interrupt import Interrupted
-from instar.training.loop import TrainingConfig, fit
+from instar.training.loop import REFUSALS, ROLLBACK_RATE, Divergence, TrainingConfig, fit
 from instar.training.meter import Meter
 from instar.training.optimizer import Optimizers
-from instar.training.state import Progress, WorkDirectory, load_state
+from instar.training.state import Progress, Saver, WorkDirectory, load_tensors
 
 
 class StageConfig(Config):
@@ -185,7 +185,8 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
         progress = _train(job, config.training, work, watch, display)
         with atomic_directory(out) as directory:
             save_model(job.product, directory, job.tokenizer)
-            shutil.copy(work.metrics, directory / "metrics.jsonl")
+            for kept in (work.metrics, work.speed):
+                shutil.copy(kept, directory)
             tokens, flops = progress.tokens, job.flops(progress.tokens)
             cost = Cost(watch.wall_s, watch.cpu_s, tokens, flops, peak_rss_bytes())
             made = {
@@ -213,21 +214,55 @@ def _train(
     objective = job.objective.to(default_device())
     optimizers = Optimizers(objective, training.optimizer)
     meter, file = Meter(), MetricsFile(work)
-    progress = load_state(work, objective, optimizers, job.source, meter)
+    saver = Saver(work, objective, optimizers, job.source, meter)
+    progress = saver.load(display.note)
     if progress.step:
         display.note(f"going on from step {progress.step}")
+    else:
+        saver.save(progress)  # so that there is always a state to go back to
     watch.add(progress.wall_s, progress.cpu_s)
-    save = Save(training, work, objective, optimizers, job.source, meter)
-    hooks = [Log(training, meter, file, display, watch), save]
+    hooks = [Log(training, meter, file, display, watch), Save(training, saver)]
     if job.validate:
         # First, because it may end the run, and the log and the last save must know.
         hooks.insert(0, Validate(training, job.validate, objective, work, file, display))
-    try:
-        fit(objective, job.source, optimizers, training, progress, hooks, meter)
-    except Interrupted:
-        save.now(progress)
-        display.note(f"stopped at step {progress.step}; the same command goes on from there")
-        raise
+    with saver:
+        while not progress.finished:
+            try:
+                fit(objective, job.source, optimizers, training, progress, hooks, meter)
+            except Interrupted:
+                saver.save(progress)
+                saver.wait()
+                told = f"stopped at step {progress.step}; the same command goes on from there"
+                display.note(told)
+                raise
+            except Divergence:
+                progress = _roll_back(saver, progress, training, display)
+        saver.wait()
     if training.keep_best and work.best.exists():
-        objective.load_state_dict(torch.load(work.best, weights_only=True))
+        objective.load_state_dict(load_tensors(work.best))
+    return progress
+
+
+def _roll_back(
+    saver: Saver, progress: Progress, training: TrainingConfig, display: Display
+) -> Progress:
+    """Go back to the last saved state, with a lower learning rate.
+
+    Raises:
+        UserError: That was done often enough.
+    """
+    if progress.rollbacks == training.rollbacks:
+        raise UserError(
+            f"the gradient was not finite, or far too long, for {REFUSALS} steps in a row "
+            f"(step {progress.step}), and going back {progress.rollbacks} times did not help",
+            "Lower the learning rate, or set precision to float32.",
+        )
+    diverged_at, rollbacks = progress.step, progress.rollbacks + 1
+    progress = saver.load(display.note)
+    progress.rollbacks = rollbacks
+    saver.save(progress)
+    display.note(
+        f"diverged at step {diverged_at}: back to step {progress.step}, "
+        f"at {ROLLBACK_RATE**rollbacks:g} times the learning rate"
+    )
     return progress

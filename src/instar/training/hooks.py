@@ -7,16 +7,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
+from pathlib import Path
 
 from torch import nn
 
-from instar.data.sources import Source
 from instar.lineage import Stopwatch
 from instar.training.display import Display
 from instar.training.loop import TrainingConfig
 from instar.training.meter import Meter
-from instar.training.optimizer import Optimizers
-from instar.training.state import Progress, WorkDirectory, save_state, save_tensors
+from instar.training.state import Progress, Saver, WorkDirectory, save_tensors
 
 SAVE_EVERY_S = 60.0
 """The most work that a power cut can cost, in seconds."""
@@ -28,20 +27,31 @@ def due(step: int, every: int, last: bool) -> bool:
 
 
 class MetricsFile:
-    """Rows of ``metrics.jsonl``, appended and flushed one by one."""
+    """Rows of ``metrics.jsonl``, and of ``speed.jsonl``.
+
+    Metrics are the same for every run that learns the same, however often it was stopped; what
+    the clock says stands apart from them.
+    """
 
     def __init__(self, work: WorkDirectory) -> None:
-        self.path = work.metrics
+        self.work = work
 
     def append(self, row: Mapping[str, float | int | str], progress: Progress) -> None:
         """Write a row and note in ``progress`` how long the file now is."""
-        with self.path.open("a", encoding="utf-8") as stream:
-            # A refused step has no loss; JSON knows no NaN.
-            known = {
-                k: v if not isinstance(v, float) or isfinite(v) else None for k, v in row.items()
-            }
-            stream.write(json.dumps(known) + "\n")
-            progress.metrics_bytes = stream.tell()
+        progress.metrics_bytes = _append(self.work.metrics, row)
+
+    def append_speed(self, row: Mapping[str, float | int]) -> None:
+        """Write a row about the clock."""
+        _append(self.work.speed, row)
+
+
+def _append(path: Path, row: Mapping[str, float | int | str]) -> int:
+    """Add a JSON line to a file; returns how long the file now is."""
+    with path.open("a", encoding="utf-8") as stream:
+        # A refused step has no loss; JSON knows no NaN.
+        known = {k: v if not isinstance(v, float) or isfinite(v) else None for k, v in row.items()}
+        stream.write(json.dumps(known) + "\n")
+        return stream.tell()
 
 
 @dataclass
@@ -69,11 +79,11 @@ class Log:
                 "split": "train",
                 **means,
                 "tokens": progress.tokens,
-                "tokens_per_s": round(speed, 1),
-                "elapsed_s": round(progress.wall_s, 3),
                 "skipped": progress.skipped,
             }
             self.file.append(row, progress)
+            clock = {"elapsed_s": round(progress.wall_s, 3), "tokens_per_s": round(speed, 1)}
+            self.file.append_speed({"step": progress.step, **clock})
             self.display.metrics(means, speed)
         self.display.step(progress.step, self.config.steps)
 
@@ -115,21 +125,13 @@ class Save:
     """Saves the state from which an interrupted run goes on."""
 
     config: TrainingConfig
-    work: WorkDirectory
-    objective: nn.Module
-    optimizers: Optimizers
-    source: Source
-    meter: Meter
+    saver: Saver
     _saved: float = field(default_factory=time.monotonic, init=False)
 
     def __call__(self, progress: Progress) -> None:
-        """After each step."""
+        """After each step; not after a refused one, which may be the first of a divergence."""
         waited = time.monotonic() - self._saved
-        if due(progress.step, self.config.save_every, progress.finished) or waited > SAVE_EVERY_S:
-            self.now(progress)
-
-    def now(self, progress: Progress) -> None:
-        """Save at once."""
-        parts = self.objective, self.optimizers, self.source, self.meter
-        save_state(self.work, progress, *parts)
-        self._saved = time.monotonic()
+        wanted = due(progress.step, self.config.save_every, False) or waited > SAVE_EVERY_S
+        if progress.finished or (wanted and not progress.refused):
+            self.saver.save(progress)
+            self._saved = time.monotonic()

@@ -15,7 +15,6 @@ from instar.config import Config
 from instar.data.batch import Batch
 from instar.data.sources import Source
 from instar.distributed import sum_over_ranks, world
-from instar.errors import UserError
 from instar.objectives.base import Objective
 from instar.training.interrupt import Interruptible
 from instar.training.meter import Meter
@@ -29,7 +28,17 @@ Hook = Callable[[Progress], None]
 """Called after every step; decides by itself whether there is anything to do."""
 
 REFUSALS = 20
-"""So many steps in a row with a gradient that is not finite end the run."""
+"""After so many refused steps in a row, training has diverged."""
+
+ROLLBACK_RATE = 0.5
+"""What the learning rate is multiplied by each time that a run goes back."""
+
+NORM_MEMORY = 0.98
+"""Decay of the running mean of the gradient's length, and so of what counts as a spike."""
+
+
+class Divergence(Exception):  # noqa: N818 - nothing is wrong with the program
+    """So many steps in a row were refused that going on is useless."""
 
 
 class TrainingConfig(Config):
@@ -43,6 +52,12 @@ class TrainingConfig(Config):
     """The learning rate over time."""
     gradient_clip: Annotated[float, Gt(0)] = 1.0
     """Longest gradient; longer ones are scaled down to it."""
+    spike: Annotated[float, Ge(0)] = 20.0
+    """A step whose gradient is so many times longer than usual is skipped, as one that is not
+    finite; 0 skips only those. After twenty skipped in a row, the run goes back to the last saved
+    state, at half the rate."""
+    rollbacks: NonNegative = 3
+    """How often a run may go back before it gives up."""
     precision: Precision = "auto"
     """Format of matrix products; `auto` takes bfloat16 where the hardware has it."""
     log_every: Annotated[int, Gt(0)] = 10
@@ -85,42 +100,51 @@ def fit(
         meter: Collects the metrics, for a hook to read.
 
     Raises:
-        UserError: The gradient was not finite for many steps in a row.
-        Interrupted: Ctrl-C, after the step under way and its hooks.
+        Divergence: The gradient was not finite, or far too long, for many steps in a row.
+        Interrupted: Ctrl-C or SIGTERM, after the step under way and its hooks.
     """
     device = next(objective.parameters()).device
     dtype = resolve(config.precision, device)
-    refused = 0
     with Interruptible() as interrupt:
         while progress.step < config.steps and not progress.finished:
             with autocast(dtype, device):
                 micro_batches = [batch.to(device) for batch in next(source)]
             rate = factor(config.schedule, progress.step, config.steps)
+            rate *= ROLLBACK_RATE**progress.rollbacks
             objective.train()
             norm = accumulate(objective, micro_batches, meter, config.gradient_clip, dtype)
-            if math.isfinite(norm):
+            if is_good(norm, progress, config):
                 optimizers.step(rate)
-                refused = 0
+                progress.refused = 0
             else:
                 progress.skipped += 1
-                refused += 1
+                progress.refused += 1
             optimizers.zero_grad()
-            if refused == REFUSALS:
-                raise UserError(
-                    f"the gradient was not finite for {REFUSALS} steps in a row "
-                    f"(step {progress.step + 1})",
-                    "Lower the learning rate, or set precision to float32.",
-                )
             meter.add(
                 {"grad_norm": (torch.tensor(norm, device=device), torch.ones((), device=device))}
             )
             progress.step += 1
             progress.tokens += sum(batch.input_ids.numel() for batch in micro_batches)
             progress.means = {"lr": optimizers.lr, **source.metrics()}
+            if progress.refused == REFUSALS:
+                raise Divergence
             progress.finished = progress.step >= config.steps
             for hook in hooks:
                 hook(progress)
             interrupt.check()
+
+
+def is_good(norm: float, progress: Progress, config: TrainingConfig) -> bool:
+    """Whether a gradient of this length is worth a step; keeps the usual length up to date."""
+    if not math.isfinite(norm):
+        return False
+    warm = progress.step > 1 / (1 - NORM_MEMORY)
+    if warm and config.spike and norm > config.spike * progress.usual_norm:
+        return False
+    # A plain mean at first, then one that forgets.
+    memory = min(NORM_MEMORY, progress.step / (progress.step + 1))
+    progress.usual_norm = memory * progress.usual_norm + (1 - memory) * norm
+    return True
 
 
 def accumulate(

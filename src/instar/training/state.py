@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pickle
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from instar.data.sources import Source
-from instar.files import read_json, write_json
+from instar.files import read_json, write_json, write_text
+from instar.lineage import hash_file
 from instar.training.meter import Meter
 from instar.training.optimizer import Optimizers
+
+KEPT_STATES = 2
+"""So many saved states are kept, in case the newest is damaged."""
 
 
 @dataclass
@@ -26,7 +35,10 @@ class Progress:
         tokens: Tokens that went through training.
         best_loss: Lowest validation loss so far.
         worse: Validations since then.
-        skipped: Steps refused because a gradient was not finite.
+        skipped: Steps refused because a gradient was not finite or far too long.
+        refused: How many of those came last, without a good step between them.
+        usual_norm: Running mean of the gradient's length.
+        rollbacks: How often the run went back to an earlier state.
         wall_s: Seconds on the clock, over all sittings.
         cpu_s: Processor seconds, over all sittings.
         metrics_bytes: Length of the metrics file that belongs to this state.
@@ -39,6 +51,9 @@ class Progress:
     best_loss: float = float("inf")
     worse: int = 0
     skipped: int = 0
+    refused: int = 0
+    usual_norm: float = 0.0
+    rollbacks: int = 0
     wall_s: float = 0.0
     cpu_s: float = 0.0
     metrics_bytes: int = 0
@@ -69,71 +84,160 @@ class WorkDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def speed(self) -> Path:
+        """How fast it went: apart from the metrics, which are the same whenever they are made."""
+        return self.path / "speed.jsonl"
+
+    @property
     def best(self) -> Path:
         """The weights with the lowest validation loss."""
         return self.path / "best.pt"
 
-    @property
-    def state(self) -> Path:
-        """Everything needed to go on."""
-        return self.path / "state.pt"
+    def states(self) -> list[Path]:
+        """The saved states, newest first; one without its checksum was not written to the end."""
+        found = self.path.glob("state-*.pt")
+        return sorted((path for path in found if checksum_of(path).exists()), reverse=True)
 
     def remove(self) -> None:
         """The run is finished; nothing in here is needed any more."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
+def checksum_of(path: Path) -> Path:
+    """The file that holds the SHA-256 of another."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+class _Hashing:
+    """A stream that knows the SHA-256 of what went through it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.digest = stream, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.stream.write(data)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
 def save_tensors(path: Path, value: Any) -> None:
-    """Write tensors and plain values, whole or not at all."""
+    """Write tensors and plain values, whole or not at all, and their checksum beside them."""
     beside = path.with_name(f".{path.name}.writing")
     try:
         # Through a stream of ours a full disk is an OSError; torch's own writer hides it.
         with beside.open("wb") as stream:
-            torch.save(value, stream)
+            hashing = _Hashing(stream)
+            torch.save(value, hashing)  # type: ignore[arg-type]
+            stream.flush()
+            os.fsync(stream.fileno())
+        checksum_of(path).unlink(missing_ok=True)
         os.replace(beside, path)
+        write_text(checksum_of(path), hashing.digest.hexdigest())
     finally:
         beside.unlink(missing_ok=True)
 
 
-def save_state(
-    work: WorkDirectory,
-    progress: Progress,
-    objective: nn.Module,
-    optimizers: Optimizers,
-    source: Source,
-    meter: Meter,
-) -> None:
-    """Write everything needed to go on from this step, bit for bit."""
-    state = {
-        "progress": asdict(progress),
-        "objective": objective.state_dict(),
-        "optimizers": optimizers.state_dict(),
-        "source": source.state_dict(),
-        "meter": meter.state_dict(),
-    }
-    save_tensors(work.state, state)
+def load_tensors(path: Path) -> Any:
+    """What ``save_tensors`` wrote, on the CPU.
 
-
-def load_state(
-    work: WorkDirectory,
-    objective: nn.Module,
-    optimizers: Optimizers,
-    source: Source,
-    meter: Meter,
-) -> Progress:
-    """Go on from the last saved step, or from the beginning.
-
-    Metrics that were written after that step are cut off: they will be written again.
+    Raises:
+        ValueError: The file is not what was written.
     """
-    if not work.state.exists():
-        work.metrics.unlink(missing_ok=True)
+    if hash_file(path) != checksum_of(path).read_text(encoding="utf-8"):
+        raise ValueError("its checksum is wrong")
+    return torch.load(path, weights_only=True, map_location="cpu")
+
+
+@dataclass
+class Saver:
+    """Writes states in the background, one after the other, while training goes on."""
+
+    work: WorkDirectory
+    objective: nn.Module
+    optimizers: Optimizers
+    source: Source
+    meter: Meter
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1), init=False)
+    _writing: Future[None] | None = field(default=None, init=False)
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Whatever ended the run: what was begun is written to its end."""
+        self._pool.shutdown()
+
+    def save(self, progress: Progress) -> None:
+        """Copy everything needed to go on from this step, bit for bit, and begin to write it.
+
+        Raises:
+            OSError: The state before this one could not be written.
+        """
+        state = {
+            "progress": asdict(progress),
+            "objective": self.objective.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
+            "source": self.source.state_dict(),
+            "meter": self.meter.state_dict(),
+        }
+        copy = _copied(state)
+        self.wait()
+        self._writing = self._pool.submit(self._write, copy)
+
+    def wait(self) -> None:
+        """Until what was begun is on the disk; raises ``OSError`` if it could not be written."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def _write(self, state: dict[str, Any]) -> None:
+        before = self.work.states()
+        # Numbered, not named by step: a run that went back comes to the same step twice.
+        number = 1 + (int(before[0].stem.removeprefix("state-")) if before else 0)
+        save_tensors(self.work.path / f"state-{number:06d}.pt", state)
+        for old in self.work.states()[KEPT_STATES:]:
+            checksum_of(old).unlink()
+            old.unlink()
+
+    def load(self, warn: Callable[[str], None]) -> Progress:
+        """Go on from the newest whole state, or from the beginning.
+
+        Metrics that were written after that step are cut off: they will be written again.
+
+        Args:
+            warn: Told of each damaged state that was passed over.
+        """
+        for path in self.work.states():
+            try:
+                state = load_tensors(path)
+            except (ValueError, RuntimeError, OSError, pickle.UnpicklingError) as error:
+                warn(f"{path} is damaged ({error}); going back to the one before it")
+                continue
+            self.objective.load_state_dict(state["objective"])
+            self.optimizers.load_state_dict(state["optimizers"])
+            self.source.load_state_dict(state["source"])
+            self.meter.load_state_dict(state["meter"])
+            progress = Progress(**state["progress"])
+            if self.work.metrics.exists():
+                os.truncate(self.work.metrics, progress.metrics_bytes)
+            return progress
+        self.work.metrics.unlink(missing_ok=True)
         return Progress()
-    state = torch.load(work.state, weights_only=True, map_location="cpu")
-    objective.load_state_dict(state["objective"])
-    optimizers.load_state_dict(state["optimizers"])
-    source.load_state_dict(state["source"])
-    meter.load_state_dict(state["meter"])
-    progress = Progress(**state["progress"])
-    if work.metrics.exists():
-        os.truncate(work.metrics, progress.metrics_bytes)
-    return progress
+
+
+def _copied(value: Any) -> Any:
+    """The same values in memory of their own, on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(inner) for inner in value)
+    return value
