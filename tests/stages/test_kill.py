@@ -43,7 +43,10 @@ def test_killed_at_random_moments(
     life = Path(values[name]["run"])
 
     def process(out: Path, stage: str = name) -> Any:
-        training = {"steps": 40, "log_every": 1, "save_every": 3}
+        training: dict[str, Any] = {"steps": 40, "log_every": 1, "save_every": 3}
+        if stage not in ("ppo", "rlvr"):
+            training |= {"validate_every": 2, "keep_best": True}
+        training["optimizer"] = {"name": "muon" if stage == "pretrain" else "adamw", "lr": 0.01}
         recipe = tmp_path / f"{stage}.yaml"
         recipe.write_text(yaml.safe_dump(values[stage] | {"training": training}), encoding="utf-8")
         return context.Process(target=verb.main, args=(stage, [str(recipe), "--out", str(out)]))
@@ -66,9 +69,10 @@ def test_killed_at_random_moments(
         victim = process(out)
         victim.start()
         victim.join(rng.uniform(0.0, lasts))
-        landed += victim.is_alive()
         victim.kill()
         victim.join()
+        # It had saved something, and had not come to its end.
+        landed += not out.exists() and any(out.with_name(f".{out.name}.work").glob("*.sha256"))
         finish(out)
         assert outcome(out) == expected, f"kill {number}"
-    assert landed > KILLS // 2, "kills have to fall into the run"
+    assert landed >= KILLS // 3, "kills have to fall into the run"

@@ -19,6 +19,7 @@ from instar.objectives.language import NextToken
 from instar.training import loop
 from instar.training.display import Display
 from instar.training.hooks import Log, MetricsFile, Validate, due
+from instar.training.interrupt import Interruptible
 from instar.training.loop import Divergence, TrainingConfig, accumulate, fit
 from instar.training.meter import Meter
 from instar.training.optimizer import OptimizerConfig, Optimizers
@@ -128,6 +129,11 @@ class Slopes(StepSource):
         return [Batch(one, one, weight=torch.full((1, 1), slope))]
 
 
+def fitted(*parts: Any) -> None:
+    with Interruptible() as interrupt:
+        fit(*parts, interrupt)
+
+
 def walk(
     slopes: list[float],
     steps: int,
@@ -140,7 +146,7 @@ def walk(
         steps=steps, optimizer=OptimizerConfig(lr=0.5), schedule=CONSTANT, **changes
     )
     optimizers = Optimizers(objective, config.optimizer)
-    fit(objective, Slopes(slopes), optimizers, config, progress, hooks, meter)
+    fitted(objective, Slopes(slopes), optimizers, config, progress, hooks, meter)
     return objective, progress, meter
 
 
@@ -195,7 +201,7 @@ def test_the_optimizer_is_told_the_schedule() -> None:
     def note(_: Progress) -> None:
         moved.append(-objective.weight.item() - sum(moved))
 
-    fit(
+    fitted(
         objective,
         Slopes([]),
         Optimizers(objective, config.optimizer),
@@ -230,7 +236,7 @@ def validated(
         config, lambda: {"loss": next(answers)}, objective, work, MetricsFile(work), display
     )
     optimizers = Optimizers(objective, config.optimizer)
-    fit(objective, Slopes([]), optimizers, config, progress, [check], meter)
+    fitted(objective, Slopes([]), optimizers, config, progress, [check], meter)
     return objective, progress, work
 
 
@@ -268,7 +274,7 @@ def test_logged_rows_cover_every_step_once(
     objective = Walk()
     slopes = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     rules = Optimizers(objective, config.optimizer)
-    fit(objective, Slopes(slopes), rules, config, Progress(), [log], meter)
+    fitted(objective, Slopes(slopes), rules, config, Progress(), [log], meter)
     logged = [json.loads(line) for line in work.metrics.read_text().splitlines()]
     assert [row["step"] for row in logged] == [3, 6, 7]
     assert [row["grad_norm"] for row in logged] == pytest.approx([2.0, 5.0, 7.0])

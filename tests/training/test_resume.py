@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import signal
 import threading
 from collections.abc import Callable
@@ -224,7 +225,7 @@ def test_a_full_disk_leaves_the_last_state(
     save = torch.save
 
     def full(value: Any, stream: Any) -> None:
-        if value["progress"]["step"] == 8:
+        if value["progress"]["step"] >= 8:
             stream.write(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
         save(value, stream)
@@ -265,6 +266,11 @@ def test_a_damaged_state_is_passed_over_with_a_warning(
     again, logged_again, _ = run(pretraining, tmp_path / "out")
     shown = capsys.readouterr().out
     assert f"{newest} is damaged" in shown and "going on from step 8" in shown
+    kept = [
+        load_tensors(p)["progress"]["step"]
+        for p in WorkDirectory(tmp_path / "out", "mark").states()
+    ]
+    assert kept == [11, 8], "the damaged one is gone"
     assert logged_again == logged
     assert all(torch.equal(weight, again[name]) for name, weight in weights.items())
 
@@ -341,11 +347,55 @@ def test_a_diverged_run_goes_back_at_a_lower_rate(
                 _train(job, settings, work, Stopwatch(), display)
             return
         progress = _train(job, settings, work, Stopwatch(), display)
-    assert progress.rollbacks == 2 and progress.step == 40 and progress.skipped == 0
+    assert progress.rollbacks == 2 and progress.step == 40
+    assert progress.skipped == 40, "twenty, twice: what was given up is counted"
     assert norm(model) < float("inf")
     shown = capsys.readouterr().out
     assert "diverged at step 26: back to step 4, at 0.5 times the learning rate" in shown
     assert "at 0.25 times" in shown
+    logged = [json.loads(line) for line in work.metrics.read_text(encoding="utf-8").splitlines()]
+    assert [row["step"] for row in logged] == [*range(3, 40, 3), 40], "each step once"
+
+
+def test_a_signal_during_a_divergence_saves_no_poison(
+    make_model: Callable[..., Any], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    model = make_model()
+    tokens = np.random.default_rng(0).integers(6, 262, 700).astype(np.uint16)
+
+    class Stopped(Poisoned):
+        def __next__(self) -> list[Batch]:
+            if self.step == 10:
+                terminate()
+            return super().__next__()
+
+    job = Job(NextToken(model), Stopped(model, 6, 1, tokens), model, tokenizer, int)
+    work = WorkDirectory(tmp_path / "out", "mark")
+    settings = training(steps=40, validate_every=0, keep_best=False)
+    with Display() as display, pytest.raises(Interrupted):
+        _train(job, settings, work, Stopwatch(), display)
+    assert [load_tensors(path)["progress"]["step"] for path in work.states()] == [4, 0]
+
+
+def test_a_write_that_failed_is_tried_again_at_once(
+    pretraining: Callable[[], Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk was full for a moment: nothing but one state is lost."""
+    save, broken = torch.save, [True]
+
+    def full_once(value: Any, stream: Any) -> None:
+        if value["progress"]["step"] == 4 and broken:
+            broken.clear()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(value, stream)
+
+    weights, logged, _ = run(pretraining, tmp_path / "whole", keep_best=False)
+    monkeypatch.setattr(state.torch, "save", full_once)
+    again, logged_again, _ = run(pretraining, tmp_path / "out", keep_best=False)
+    states = WorkDirectory(tmp_path / "out", "mark").states()
+    assert [load_tensors(path)["progress"]["step"] for path in states] == [11, 8]
+    assert logged_again == logged
+    assert all(torch.equal(weight, again[name]) for name, weight in weights.items())
 
 
 def test_the_second_ctrl_c_does_not_wait() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -34,11 +35,13 @@ from instar.objectives.base import Objective
 from instar.tokenizer.hf import Tokenizer
 from instar.training.display import Display
 from instar.training.hooks import Log, MetricsFile, Save, Validate
-from instar.training.interrupt import Interrupted
+from instar.training.interrupt import Interrupted, Interruptible
 from instar.training.loop import REFUSALS, ROLLBACK_RATE, Divergence, TrainingConfig, fit
 from instar.training.meter import Meter
+from instar.training.monitor import Monitor
 from instar.training.optimizer import Optimizers
 from instar.training.state import Progress, Saver, WorkDirectory, load_tensors
+from instar.training.track import Tracker, open_tracker
 
 
 class StageConfig(Config):
@@ -76,7 +79,8 @@ class StageConfig(Config):
     def provenance(self) -> dict[str, Any]:
         """Everything the outcome depends on: settings, data, parents, version, and their hash.
 
-        How often a run logs or saves is left out: it changes what is written, not what is learnt.
+        How often a run logs or saves is left out: it changes what is written, not what is learnt
+        (but for a run that diverges: it goes back to what was saved last).
 
         Raises:
             UserError: Something that the stage reads is not there.
@@ -84,7 +88,7 @@ class StageConfig(Config):
         for path in self.files():
             if not self.at(path).is_file():
                 raise UserError(f"{self.stage}: no such file: {self.at(path)}", "Check the path.")
-        cadence = {"training": {"log_every", "save_every"}}
+        cadence = {"training": {"log_every", "save_every", "track"}}
         record = {
             "config": self.model_dump(mode="json", exclude={"run": True, **cadence}),
             "data": {str(path): hash_file(self.at(path)) for path in self.files()},
@@ -182,16 +186,26 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
         display.stage(config.stage, "getting ready")
         torch.manual_seed(config.seed)
         job = build(config)
-        progress = _train(job, config.training, work, watch, display)
+        record = {"name": f"{config.run.name}/{out.name}", "directory": config.run}
+        record["config"] = config.model_dump(mode="json")
+        with ExitStack() as stack:
+            trackers = []
+            for which in config.training.track:
+                trackers.append(open_tracker(which, **record))
+                stack.callback(trackers[-1].close)
+            progress = _train(job, config.training, work, watch, display, trackers)
         with atomic_directory(out) as directory:
             save_model(job.product, directory, job.tokenizer)
-            for kept in (work.metrics, work.speed):
-                shutil.copy(kept, directory)
+            for kept in (work.metrics, work.speed, work.resources):
+                if kept.exists():  # the shortest runs end before the first sample
+                    shutil.copy(kept, directory)
             tokens, flops = progress.tokens, job.flops(progress.tokens)
             cost = Cost(watch.wall_s, watch.cpu_s, tokens, flops, peak_rss_bytes())
             made = {
                 "stage": config.stage,
                 "steps": progress.step,
+                "skipped": progress.skipped,
+                "rollbacks": progress.rollbacks,
                 "parameters": sum(p.numel() for p in job.product.parameters()),
             }
             write_lineage(directory, provenance | made, cost)
@@ -202,7 +216,12 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
 
 
 def _train(
-    job: Job, training: TrainingConfig, work: WorkDirectory, watch: Stopwatch, display: Display
+    job: Job,
+    training: TrainingConfig,
+    work: WorkDirectory,
+    watch: Stopwatch,
+    display: Display,
+    trackers: Sequence[Tracker] = (),
 ) -> Progress:
     """Fit, from the beginning or from the last saved state."""
     if job.validate is None and (training.keep_best or training.patience):
@@ -213,24 +232,28 @@ def _train(
         )
     objective = job.objective.to(default_device())
     optimizers = Optimizers(objective, training.optimizer)
-    meter, file = Meter(), MetricsFile(work)
+    meter, file = Meter(), MetricsFile(work, trackers)
     saver = Saver(work, objective, optimizers, job.source, meter)
     progress = saver.load(display.note)
-    if progress.step:
-        display.note(f"going on from step {progress.step}")
-    else:
+    if progress is None:
+        work.metrics.unlink(missing_ok=True)
+        progress = Progress()
         saver.save(progress)  # so that there is always a state to go back to
+    elif progress.step:
+        display.note(f"going on from step {progress.step}")
     watch.add(progress.wall_s, progress.cpu_s)
     hooks = [Log(training, meter, file, display, watch), Save(training, saver)]
     if job.validate:
         # First, because it may end the run, and the log and the last save must know.
         hooks.insert(0, Validate(training, job.validate, objective, work, file, display))
-    with saver:
+    with saver, Monitor(work.resources), Interruptible() as interrupt:
         while not progress.finished:
             try:
-                fit(objective, job.source, optimizers, training, progress, hooks, meter)
+                interrupt.check()
+                fit(objective, job.source, optimizers, training, progress, hooks, meter, interrupt)
             except Interrupted:
-                saver.save(progress)
+                if not progress.refused:  # else the last state is better, and replayed exactly
+                    saver.save(progress)
                 saver.wait()
                 told = f"stopped at step {progress.step}; the same command goes on from there"
                 display.note(told)
@@ -257,12 +280,19 @@ def _roll_back(
             f"(step {progress.step}), and going back {progress.rollbacks} times did not help",
             "Lower the learning rate, or set precision to float32.",
         )
-    diverged_at, rollbacks = progress.step, progress.rollbacks + 1
-    progress = saver.load(display.note)
-    progress.rollbacks = rollbacks
-    saver.save(progress)
+    back = saver.load(display.note)
+    if back is None:
+        raise UserError(
+            f"training diverged at step {progress.step}, and no saved state is whole",
+            "Begin again with a lower learning rate.",
+        )
+    back.rollbacks = progress.rollbacks + 1
+    back.skipped = progress.skipped
+    # What `best.pt` holds stays the best.
+    back.best_loss = min(back.best_loss, progress.best_loss)
+    saver.save(back)
     display.note(
-        f"diverged at step {diverged_at}: back to step {progress.step}, "
-        f"at {ROLLBACK_RATE**rollbacks:g} times the learning rate"
+        f"diverged at step {progress.step}: back to step {back.step}, "
+        f"at {ROLLBACK_RATE**back.rollbacks:g} times the learning rate"
     )
-    return progress
+    return back

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -16,6 +16,7 @@ from instar.training.display import Display
 from instar.training.loop import TrainingConfig
 from instar.training.meter import Meter
 from instar.training.state import Progress, Saver, WorkDirectory, save_tensors
+from instar.training.track import Tracker
 
 SAVE_EVERY_S = 60.0
 """The most work that a power cut can cost, in seconds."""
@@ -27,22 +28,30 @@ def due(step: int, every: int, last: bool) -> bool:
 
 
 class MetricsFile:
-    """Rows of ``metrics.jsonl``, and of ``speed.jsonl``.
+    """Rows of ``metrics.jsonl`` and ``speed.jsonl``, shown by trackers as well.
 
     Metrics are the same for every run that learns the same, however often it was stopped; what
     the clock says stands apart from them.
     """
 
-    def __init__(self, work: WorkDirectory) -> None:
-        self.work = work
+    def __init__(self, work: WorkDirectory, trackers: Sequence[Tracker] = ()) -> None:
+        self.work, self.trackers = work, trackers
 
     def append(self, row: Mapping[str, float | int | str], progress: Progress) -> None:
         """Write a row and note in ``progress`` how long the file now is."""
         progress.metrics_bytes = _append(self.work.metrics, row)
+        self._show(str(row["split"]), row, progress.step)
 
-    def append_speed(self, row: Mapping[str, float | int]) -> None:
+    def append_speed(self, row: Mapping[str, float | int], progress: Progress) -> None:
         """Write a row about the clock."""
         _append(self.work.speed, row)
+        self._show("speed", row, progress.step)
+
+    def _show(self, group: str, row: Mapping[str, float | int | str], step: int) -> None:
+        shown = {f"{group}/{key}": v for key, v in row.items() if isinstance(v, float | int)}
+        del shown[f"{group}/step"]
+        for tracker in self.trackers:
+            tracker.log(shown, step)
 
 
 def _append(path: Path, row: Mapping[str, float | int | str]) -> int:
@@ -71,7 +80,9 @@ class Log:
         progress.wall_s, progress.cpu_s = self.watch.wall_s, self.watch.cpu_s
         if due(progress.step, self.config.log_every, progress.finished):
             elapsed = progress.wall_s - self._wall_s
-            speed = (progress.tokens - self._tokens) / elapsed if self._wall_s else 0.0
+            # A run that went back has fewer tokens than it had.
+            tokens = max(0, progress.tokens - self._tokens)
+            speed = tokens / elapsed if self._wall_s else 0.0
             self._tokens, self._wall_s = progress.tokens, progress.wall_s
             means = {**self.meter.means(), **progress.means}
             row = {
@@ -83,7 +94,7 @@ class Log:
             }
             self.file.append(row, progress)
             clock = {"elapsed_s": round(progress.wall_s, 3), "tokens_per_s": round(speed, 1)}
-            self.file.append_speed({"step": progress.step, **clock})
+            self.file.append_speed({"step": progress.step, **clock}, progress)
             self.display.metrics(means, speed)
         self.display.step(progress.step, self.config.steps)
 
@@ -130,8 +141,8 @@ class Save:
 
     def __call__(self, progress: Progress) -> None:
         """After each step; not after a refused one, which may be the first of a divergence."""
-        waited = time.monotonic() - self._saved
-        wanted = due(progress.step, self.config.save_every, False) or waited > SAVE_EVERY_S
-        if progress.finished or (wanted and not progress.refused):
+        waited = time.monotonic() - self._saved > SAVE_EVERY_S
+        wanted = waited or due(progress.step, self.config.save_every, progress.finished)
+        if wanted and not progress.refused:
             self.saver.save(progress)
             self._saved = time.monotonic()

@@ -40,7 +40,9 @@ class Interruptible:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.asked is not None:
-            raise KeyboardInterrupt
+            stop = KeyboardInterrupt()
+            stop.signal = number  # type: ignore[attr-defined]
+            raise stop
         self.asked = number
         print("\nfinishing this step; the same signal again stops at once", file=sys.stderr)
 

@@ -22,6 +22,7 @@ from instar.training.optimizer import OptimizerConfig, Optimizers
 from instar.training.precision import Precision, autocast, resolve
 from instar.training.schedule import ScheduleConfig, factor
 from instar.training.state import Progress
+from instar.training.track import TrackerName
 
 NonNegative = Annotated[int, Ge(0)]
 Hook = Callable[[Progress], None]
@@ -60,6 +61,8 @@ class TrainingConfig(Config):
     """How often a run may go back before it gives up."""
     precision: Precision = "auto"
     """Format of matrix products; `auto` takes bfloat16 where the hardware has it."""
+    track: list[TrackerName] = []
+    """Trackers that show the metrics as well, if they are installed."""
     log_every: Annotated[int, Gt(0)] = 10
     """Steps between two rows of metrics."""
     validate_every: NonNegative = 0
@@ -87,6 +90,7 @@ def fit(
     progress: Progress,
     hooks: Sequence[Hook],
     meter: Meter,
+    interrupt: Interruptible,
 ) -> None:
     """Train until ``config.steps``, or until a hook sets ``progress.finished``.
 
@@ -98,6 +102,7 @@ def fit(
         progress: Where to begin; moved on in place.
         hooks: Called after every step, in this order.
         meter: Collects the metrics, for a hook to read.
+        interrupt: Entered; asked after every step.
 
     Raises:
         Divergence: The gradient was not finite, or far too long, for many steps in a row.
@@ -105,33 +110,30 @@ def fit(
     """
     device = next(objective.parameters()).device
     dtype = resolve(config.precision, device)
-    with Interruptible() as interrupt:
-        while progress.step < config.steps and not progress.finished:
-            with autocast(dtype, device):
-                micro_batches = [batch.to(device) for batch in next(source)]
-            rate = factor(config.schedule, progress.step, config.steps)
-            rate *= ROLLBACK_RATE**progress.rollbacks
-            objective.train()
-            norm = accumulate(objective, micro_batches, meter, config.gradient_clip, dtype)
-            if is_good(norm, progress, config):
-                optimizers.step(rate)
-                progress.refused = 0
-            else:
-                progress.skipped += 1
-                progress.refused += 1
-            optimizers.zero_grad()
-            meter.add(
-                {"grad_norm": (torch.tensor(norm, device=device), torch.ones((), device=device))}
-            )
-            progress.step += 1
-            progress.tokens += sum(batch.input_ids.numel() for batch in micro_batches)
-            progress.means = {"lr": optimizers.lr, **source.metrics()}
-            if progress.refused == REFUSALS:
-                raise Divergence
-            progress.finished = progress.step >= config.steps
-            for hook in hooks:
-                hook(progress)
-            interrupt.check()
+    while progress.step < config.steps and not progress.finished:
+        with autocast(dtype, device):
+            micro_batches = [batch.to(device) for batch in next(source)]
+        rate = factor(config.schedule, progress.step, config.steps)
+        rate *= ROLLBACK_RATE**progress.rollbacks
+        objective.train()
+        norm = accumulate(objective, micro_batches, meter, config.gradient_clip, dtype)
+        if is_good(norm, progress, config):
+            optimizers.step(rate)
+            progress.refused = 0
+        else:
+            progress.skipped += 1
+            progress.refused += 1
+        optimizers.zero_grad()
+        meter.add({"grad_norm": (torch.tensor(norm, device=device), torch.ones((), device=device))})
+        progress.step += 1
+        progress.tokens += sum(batch.input_ids.numel() for batch in micro_batches)
+        progress.means = {"lr": optimizers.lr, **source.metrics()}
+        if progress.refused == REFUSALS:
+            raise Divergence
+        progress.finished = progress.step >= config.steps
+        for hook in hooks:
+            hook(progress)
+        interrupt.check()
 
 
 def is_good(norm: float, progress: Progress, config: TrainingConfig) -> bool:

@@ -38,7 +38,8 @@ class Progress:
         skipped: Steps refused because a gradient was not finite or far too long.
         refused: How many of those came last, without a good step between them.
         usual_norm: Running mean of the gradient's length.
-        rollbacks: How often the run went back to an earlier state.
+        rollbacks: How often the run went back to an earlier state; `skipped` and `best_loss`
+            remember what was seen on the way that was given up.
         wall_s: Seconds on the clock, over all sittings.
         cpu_s: Processor seconds, over all sittings.
         metrics_bytes: Length of the metrics file that belongs to this state.
@@ -89,6 +90,11 @@ class WorkDirectory:
         return self.path / "speed.jsonl"
 
     @property
+    def resources(self) -> Path:
+        """What the run took of the machine; a sample every few seconds."""
+        return self.path / "resources.jsonl"
+
+    @property
     def best(self) -> Path:
         """The weights with the lowest validation loss."""
         return self.path / "best.pt"
@@ -100,6 +106,8 @@ class WorkDirectory:
 
     def remove(self) -> None:
         """The run is finished; nothing in here is needed any more."""
+        # First what makes the rest count, lest half of it be taken for a run to go on with.
+        (self.path / "fingerprint.json").unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -178,8 +186,13 @@ class Saver:
         """Copy everything needed to go on from this step, bit for bit, and begin to write it.
 
         Raises:
-            OSError: The state before this one could not be written.
+            OSError: Neither the state before this one nor this one could be written.
         """
+        try:
+            self.wait()
+            failed = False
+        except OSError:
+            failed = True  # perhaps there is room again; if not, it must be known now
         state = {
             "progress": asdict(progress),
             "objective": self.objective.state_dict(),
@@ -187,9 +200,9 @@ class Saver:
             "source": self.source.state_dict(),
             "meter": self.meter.state_dict(),
         }
-        copy = _copied(state)
-        self.wait()
-        self._writing = self._pool.submit(self._write, copy)
+        self._writing = self._pool.submit(self._write, _copied(state))
+        if failed:
+            self.wait()
 
     def wait(self) -> None:
         """Until what was begun is on the disk; raises ``OSError`` if it could not be written."""
@@ -202,23 +215,28 @@ class Saver:
         # Numbered, not named by step: a run that went back comes to the same step twice.
         number = 1 + (int(before[0].stem.removeprefix("state-")) if before else 0)
         save_tensors(self.work.path / f"state-{number:06d}.pt", state)
-        for old in self.work.states()[KEPT_STATES:]:
-            checksum_of(old).unlink()
-            old.unlink()
+        kept = self.work.states()[:KEPT_STATES]
+        for old in set(self.work.path.glob("state-*.pt")) - set(kept):
+            _remove_state(old)
 
-    def load(self, warn: Callable[[str], None]) -> Progress:
-        """Go on from the newest whole state, or from the beginning.
+    def load(self, warn: Callable[[str], None]) -> Progress | None:
+        """Go on from the newest whole state; nothing is changed where there is none.
 
         Metrics that were written after that step are cut off: they will be written again.
 
         Args:
-            warn: Told of each damaged state that was passed over.
+            warn: Told of each damaged state, which is then removed.
         """
+        self.wait()
         for path in self.work.states():
             try:
                 state = load_tensors(path)
+                written = state["progress"]["metrics_bytes"]
+                if written and self.work.metrics.stat().st_size < written:
+                    raise ValueError("metrics that belong to it are missing")
             except (ValueError, RuntimeError, OSError, pickle.UnpicklingError) as error:
                 warn(f"{path} is damaged ({error}); going back to the one before it")
+                _remove_state(path)
                 continue
             self.objective.load_state_dict(state["objective"])
             self.optimizers.load_state_dict(state["optimizers"])
@@ -228,8 +246,13 @@ class Saver:
             if self.work.metrics.exists():
                 os.truncate(self.work.metrics, progress.metrics_bytes)
             return progress
-        self.work.metrics.unlink(missing_ok=True)
-        return Progress()
+        return None
+
+
+def _remove_state(path: Path) -> None:
+    """The checksum first: a state without one does not count."""
+    checksum_of(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def _copied(value: Any) -> Any:

@@ -1,0 +1,109 @@
+"""Trackers are asked in their own words; the real packages are not dependencies."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from instar.errors import UserError
+from instar.stages import verb
+from instar.training.track import open_tracker
+
+
+class Heard:
+    """Stands for a tracker's module, and remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: self.calls.append((name, args, kwargs))
+
+    def called(self, name: str) -> list[Any]:
+        return [(args, kwargs) for called, args, kwargs in self.calls if called == name]
+
+
+@pytest.mark.parametrize("package", ["wandb", "trackio", "swanlab"])
+def test_those_that_speak_as_wandb_does(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard()
+    monkeypatch.setitem(sys.modules, package, heard)
+    tracker = open_tracker(package, "mini/sft", tmp_path, {"lr": 1})  # type: ignore[arg-type]
+    tracker.log({"train/loss": 2.0}, 3)
+    tracker.close()
+    assert [name for name, _, _ in heard.calls] == ["init", "log", "finish"]
+    told = heard.calls[0][2]
+    assert told["project"] == "instar" and told["config"] == {"lr": 1}
+    assert "mini/sft" in told.values()
+    assert heard.called("log") == [(({"train/loss": 2.0},), {"step": 3})]
+
+
+def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = Heard()
+    monkeypatch.setitem(sys.modules, "mlflow", heard)
+    tracker = open_tracker("mlflow", "mini/sft", tmp_path, {"lr": 1})
+    tracker.log({"train/loss": 2.0}, 3)
+    tracker.close()
+    assert heard.called("start_run") == [((), {"run_name": "mini/sft"})]
+    assert heard.called("log_metrics") == [(({"train/loss": 2.0},), {"step": 3})]
+    assert heard.called("end_run")
+
+
+def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = Heard()
+    places: list[str] = []
+    module = SimpleNamespace(SummaryWriter=lambda place: places.append(place) or heard)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    tracker = open_tracker("tensorboard", "mini/sft", tmp_path, {})
+    tracker.log({"train/loss": 2.0, "train/lr": 0.1}, 3)
+    tracker.close()
+    assert places == [str(tmp_path / "tensorboard" / "mini" / "sft")]
+    assert heard.called("add_scalar") == [
+        (("train/loss", 2.0, 3), {}),
+        (("train/lr", 0.1, 3), {}),
+    ]
+
+
+def test_a_missing_tracker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"wandb is not installed\. pip install wandb"):
+        open_tracker("wandb", "mini/sft", tmp_path, {})
+
+
+def test_one_that_fails_is_left_out_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("nobody answers")
+
+    heard = Heard()
+    heard.log = unreachable  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", heard)
+    tracker = open_tracker("wandb", "mini/sft", tmp_path, {})
+    tracker.log({"train/loss": 2.0}, 3)
+    tracker.log({"train/loss": 2.0}, 4)
+    tracker.close()
+    assert capsys.readouterr().err.count("wandb failed and is left out") == 1
+
+
+def test_a_stage_shows_its_rows_and_closes_what_it_opened(
+    values: dict[str, dict[str, Any]], life: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard()
+    monkeypatch.setitem(sys.modules, "wandb", heard)
+    recipe = tmp_path / "pretrain.yaml"
+    recipe.write_text(yaml.safe_dump(values["pretrain"]), encoding="utf-8")
+    verb.main("pretrain", [str(recipe), "--track", "wandb"])
+    assert heard.called("init")[0][1]["name"] == f"{life.name}/pretrain"
+    rows = (life / "pretrain" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    expected = [json.loads(row)["loss"] for row in rows if json.loads(row)["split"] == "train"]
+    shown = [args[0]["train/loss"] for args, _ in heard.called("log") if "train/loss" in args[0]]
+    assert shown == expected and len(shown) == 2
+    assert heard.calls[-1][0] == "finish"
