@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from instar.config import Config
+from instar.model.sharding import part_of, whole
 from instar.training.precision import has_fast_bfloat16
 
 Fraction = Annotated[float, Ge(0), Lt(1)]
@@ -103,11 +104,12 @@ class Muon(torch.optim.Optimizer):
             state["momentum"].lerp_(p.grad, 1 - group["momentum"])
             ahead.append(p.grad.lerp(state["momentum"], group["momentum"]))
         dtype = torch.bfloat16 if has_fast_bfloat16(params[0].device) else torch.float32
-        updates = orthogonalize(torch.stack(ahead).to(dtype))
+        # What is spread over ranks is orthogonalised whole, by each of them.
+        updates = orthogonalize(torch.stack([whole(a) for a in ahead]).to(dtype))
         scale = 0.2 * max(params[0].shape) ** 0.5
         for p, update in zip(params, updates, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(update, alpha=-group["lr"] * scale)
+            p.add_(part_of(update, p), alpha=-group["lr"] * scale)
 
 
 class Optimizers:
@@ -157,13 +159,30 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Moments and momenta."""
-        return [optimizer.state_dict() for optimizer in self.all]
+        """Moments and momenta, whole; all ranks must ask."""
+        return [_whole(optimizer.state_dict()) for optimizer in self.all]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Go on with those."""
+        """Go on with those, which all ranks hold."""
         for optimizer, state in zip(self.all, states, strict=True):
-            optimizer.load_state_dict(state)
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            parts = {
+                index: {k: part_of(v, params[index]) if _spread(v) else v for k, v in own.items()}
+                for index, own in state["state"].items()
+            }
+            optimizer.load_state_dict(state | {"state": parts})
+
+
+def _spread(value: Any) -> bool:
+    """Whether a value of an optimizer's state is spread as its parameter is; counts are not."""
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def _whole(value: Any) -> Any:
+    """The same values, with tensors that are spread over ranks put together."""
+    if isinstance(value, dict):
+        return {key: _whole(inner) for key, inner in value.items()}
+    return whole(value) if isinstance(value, Tensor) else value
 
 
 def _sort_parameters(
