@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from instar.model.cache import KVCache
 from instar.model.config import ModelConfig
@@ -25,6 +26,10 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.recompute = False
+        """Whether the backward pass computes each block anew instead of keeping what was inside:
+        activation checkpointing (Chen et al. 2016, arXiv:1604.06174), memory for a third more work.
+        """
 
     def forward(
         self,
@@ -52,8 +57,12 @@ class Decoder(nn.Module):
         rotary = rotary_tables(
             positions, self.config.head_dim, self.config.rope_theta, product_dtype(x)
         )
+        recompute = self.recompute and cache is None and torch.is_grad_enabled()
         for block in self.layers:
-            x = block(x, rotary, visible, cache)
+            if recompute:
+                x = checkpoint(block, x, rotary, visible, None, use_reentrant=False)
+            else:
+                x = block(x, rotary, visible, cache)
         if cache is not None:
             cache.length += t
         return self.norm(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -32,9 +33,11 @@ from instar.lineage import (
     write_lineage,
 )
 from instar.model import CausalLM, ScoreModel
+from instar.model.transformer import Headed
 from instar.objectives.base import Objective
 from instar.tokenizer.hf import Tokenizer
 from instar.training.display import Display
+from instar.training.eight_bit import float8_products
 from instar.training.hooks import Log, MetricsFile, Save, Validate
 from instar.training.interrupt import Interrupted, Interruptible
 from instar.training.loop import REFUSALS, ROLLBACK_RATE, Divergence, TrainingConfig, fit
@@ -91,9 +94,9 @@ class StageConfig(Config):
         for path in self.files():
             if not self.at(path).is_file():
                 raise UserError(f"{self.stage}: no such file: {self.at(path)}", "Check the path.")
-        cadence = {"training": {"log_every", "save_every", "track", "parallel"}}
+        means = {"log_every", "save_every", "track", "parallel", "activation_checkpointing"}
         record = {
-            "config": self.model_dump(mode="json", exclude={"run": True, **cadence}),
+            "config": self.model_dump(mode="json", exclude={"run": True, "training": means}),
             "data": {str(path): hash_file(self.at(path)) for path in self.files()},
             "parents": {str(path): _content(self.at(path)) for path in self.parents()},
             "version": instar.__version__,
@@ -253,7 +256,8 @@ def _train(
             "nothing",
             "Leave them out.",
         )
-    learner = Learner(job.objective.to(default_device()), training.parallel)
+    objective = _prepared(job.objective.to(default_device()), training)
+    learner = Learner(objective, training.parallel)
     optimizers = Optimizers(learner.objective, training.optimizer)
     meter, file = Meter(), MetricsFile(work, trackers)
     saver = Saver(work, learner, optimizers, job.source, meter)
@@ -289,6 +293,19 @@ def _train(
     if training.keep_best and on_main(work.best.exists):
         learner.load_state_dict(load_tensors(work.best))
     return progress
+
+
+def _prepared(objective: Objective, training: TrainingConfig) -> Objective:
+    """Its models told how to compute, before they are copied or spread."""
+    if training.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(training.deterministic)
+    for model in objective.modules():
+        if isinstance(model, Headed):
+            model.model.recompute = training.activation_checkpointing
+            if training.precision == "float8":
+                float8_products(model)
+    return objective
 
 
 def _roll_back(

@@ -61,7 +61,13 @@ class TrainingConfig(Config):
     rollbacks: NonNegative = 3
     """How often a run may go back before it gives up."""
     precision: Precision = "auto"
-    """Format of matrix products; `auto` takes bfloat16 where the hardware has it."""
+    """Format of matrix products; `auto` takes bfloat16 where the hardware has it. `float8` is for
+    GPUs from Ada and Hopper on (needs torchao); what is outside the blocks is then bfloat16."""
+    activation_checkpointing: bool = False
+    """Whether the backward pass computes each block anew instead of keeping what was inside it:
+    far less memory, a third more work."""
+    deterministic: bool = False
+    """Whether a GPU, too, adds in a fixed order, so that a resumed run is exact there; slower."""
     parallel: Parallel = "ddp"
     """What each of several processes holds: `ddp` a copy of the models, `zero2` shards of gradients
     and optimizer state, `zero3` (FSDP) shards of everything, `hsdp` those within each node. One

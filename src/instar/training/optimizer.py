@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from instar.config import Config
 from instar.model.sharding import part_of, whole
+from instar.training import eight_bit
 from instar.training.precision import has_fast_bfloat16
 
 Fraction = Annotated[float, Ge(0), Lt(1)]
@@ -21,8 +22,9 @@ Fraction = Annotated[float, Ge(0), Lt(1)]
 class OptimizerConfig(Config):
     """Which rule moves the weights, and how far."""
 
-    name: Literal["muon", "adamw"] = "adamw"
-    """`muon` orthogonalises the updates of the blocks' matrices; the rest is AdamW in both."""
+    name: Literal["muon", "adamw", "adamw8bit"] = "adamw"
+    """`muon` orthogonalises the updates of the blocks' matrices; the rest is AdamW, as everything
+    is in `adamw`. `adamw8bit` keeps its moments in eight bits (needs torchao)."""
     lr: Annotated[float, Gt(0)] = 1e-3
     """Peak learning rate of AdamW."""
     muon_lr: Annotated[float, Gt(0)] = 0.02
@@ -122,21 +124,19 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         matrices, tables, vectors = _sort_parameters(model)
-        if config.name == "adamw":
+        if config.name != "muon":
             tables, matrices = tables + matrices, []
         groups = [
             {"params": tables, "weight_decay": config.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        self.all: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
-                [g for g in groups if g["params"]],
-                lr=config.lr,
-                betas=config.betas,
-                eps=config.eps,
-                fused=True,
-            )
-        ]
+        groups = [group for group in groups if group["params"]]
+        settings = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+        if config.name == "adamw8bit":
+            adamw = eight_bit.adamw(groups, **settings)
+        else:
+            adamw = torch.optim.AdamW(groups, **settings, fused=True)
+        self.all: list[torch.optim.Optimizer] = [adamw]
         if matrices:
             self.all.append(Muon(matrices, config.muon_lr, config.momentum, config.weight_decay))
         self._peaks = [[group["lr"] for group in o.param_groups] for o in self.all]
