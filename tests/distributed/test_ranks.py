@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from instar.data.readers import write_jsonl
+from instar.files import read_json
+from instar.lineage import LINEAGE
 from instar.stages import verb
 from instar.tokenizer.hf import save_tokenizer
 
@@ -181,6 +183,7 @@ def wait_for_state(out: Path, number: int, processes: list[subprocess.Popen[str]
 def test_two_ranks_learn_what_one_learns(grown: Life, stage: str, parallel: str) -> None:
     one = grown.alone(stage, 4, "one")
     two = grown.together(stage, 2, 4, "two", parallel=parallel)
+    assert read_json(two / LINEAGE)["processes"] == 2
     assert largest_difference(one, two) < 1e-5
 
 

@@ -206,7 +206,8 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
                 stack.callback(trackers[-1].close)
             progress = _train(job, config.training, work, watch, display, trackers)
         weights = weights_of(job.product)
-        on_main(lambda: _write(out, job, weights, work, provenance, progress, watch))
+        made = provenance | {"processes": world()[1]}
+        on_main(lambda: _write(out, job, weights, work, made, progress, watch))
         return out
 
     return run
@@ -217,7 +218,7 @@ def _write(
     job: Job,
     weights: dict[str, Tensor],
     work: WorkDirectory,
-    provenance: dict[str, Any],
+    record: dict[str, Any],
     progress: Progress,
     watch: Stopwatch,
 ) -> None:
@@ -230,14 +231,13 @@ def _write(
         tokens, flops = progress.tokens, job.flops(progress.tokens)
         cost = Cost(watch.wall_s, watch.cpu_s, tokens, flops, peak_rss_bytes())
         made = {
-            "stage": provenance["config"]["stage"],
+            "stage": record["config"]["stage"],
             "steps": progress.step,
             "skipped": progress.skipped,
             "rollbacks": progress.rollbacks,
             "parameters": sum(p.numel() for p in job.product.parameters()),
-            "processes": world()[1],
         }
-        write_lineage(directory, provenance | made, cost)
+        write_lineage(directory, record | made, cost)
     work.remove()
 
 
