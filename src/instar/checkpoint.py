@@ -16,7 +16,7 @@ from instar.errors import UserError
 from instar.files import read_json, write_json
 from instar.model import CausalLM, ModelConfig, ScoreModel
 from instar.model.config import RewardForm
-from instar.model.sharding import reshard, whole
+from instar.model.sharding import reshard, stored
 from instar.tokenizer.hf import Tokenizer
 
 M = TypeVar("M", CausalLM, ScoreModel)
@@ -118,13 +118,13 @@ def _scales(rope: object) -> bool:
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """The tensors to store: whole, contiguous, on the CPU, a tied head left out.
 
-    All ranks of a sharded model must ask.
+    All ranks of a sharded model must ask; rank 0 is told.
     """
     reshard(model)
     weights = model.state_dict()
     if isinstance(model, CausalLM) and model.config.tie_word_embeddings:
         del weights[TIED]
-    return {name: whole(w.detach()).cpu().contiguous() for name, w in weights.items()}
+    return {name: stored(w).contiguous() for name, w in weights.items()}
 
 
 def save_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -65,7 +66,13 @@ def main() -> int:
         print(f"instar: no verb {verb!r}. Known: {', '.join(VERBS)}.", file=sys.stderr)
         return USER_ERROR
     keep_freed_memory()
-    return _guarded(lambda: _run(verb, rest), debug)
+    code = _guarded(lambda: _run(verb, rest), debug)
+    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Others may be in the middle of a message to this process: an orderly end would wait for
+        # them, and they for it.
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def _run(verb: str, rest: list[str]) -> int:

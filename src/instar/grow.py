@@ -137,13 +137,17 @@ def _grow(
     for place, (name, config) in enumerate(configs.items(), start=1):
         display.note(f"[bold]{place}/{len(configs)} {name}[/bold]  {STAGES[config.stage].summary}")
         out = STAGES[config.stage].run(config, display)
-        if (out / "config.json").exists():
-            compared = name in life.compare
-            against, judge = run / life.against, run / life.judge
-            ready = compared and against.is_dir() and judge.is_dir()
-            compared_with = (against, judge) if ready else (None, None)
-            on_main(lambda out=out, models=compared_with: examiner.examine(out, *models))
-        display.note(summary(out))
+        against, judge = run / life.against, run / life.judge
+        compared = (against, judge) if name in life.compare else (None, None)
+        display.note(on_main(lambda out=out, models=compared: _examine(examiner, out, *models)))
+
+
+def _examine(examiner: Examiner, out: Path, against: Path | None, judge: Path | None) -> str:
+    """Ask what there is to ask; returns the summary."""
+    if (out / "config.json").exists():
+        ready = against and judge and against.is_dir() and judge.is_dir()
+        examiner.examine(out, against if ready else None, judge if ready else None)
+    return summary(out)
 
 
 def summary(directory: Path) -> str:

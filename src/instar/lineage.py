@@ -21,7 +21,7 @@ LINEAGE = "lineage.json"
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage took.
+    """What a stage took: of rank 0, where there are several, but for tokens and FLOPs.
 
     Attributes:
         wall_s: Seconds on the clock, set-up and saving included, exams apart.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from instar.data.readers import write_jsonl
 from instar.files import read_json
@@ -265,6 +268,41 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(life: Life) -> None:
         assert process.returncode == 143
     life.together("pretrain", 2, STEPS, "two", **settings)
     assert largest_difference(one, out, ("loss",)) < 1e-5
+
+
+@pytest.mark.slow
+def test_the_best_weights_are_kept(grown: Life) -> None:
+    settings: dict[str, Any] = {"validate_every": 1, "keep_best": True, "patience": 1}
+    settings["optimizer"] = {"name": "adamw", "lr": 0.05}
+    one = grown.alone("sft", 30, "one", **settings)
+    many = grown.together("sft", 2, 30, "many", parallel="zero3", **settings)
+    assert max(row["step"] for row in metrics(one)) < 30, "it stops early"
+    assert largest_difference(one, many, ("loss",)) < 1e-5
+    kept = [load_file(out / "model.safetensors") for out in (one, many)]
+    for name, weight in kept[0].items():
+        torch.testing.assert_close(kept[1][name], weight, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_shards_in_bfloat16(life: Life) -> None:
+    settings = {"precision": "bfloat16", "validate_every": 5, "activation_checkpointing": True}
+    one = life.alone("pretrain", 20, "one", **settings)
+    many = life.together("pretrain", 2, 20, "many", parallel="zero3", **settings)
+    assert largest_difference(one, many, ("loss",)) < 1e-2
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_on_rank_0_ends_all(life: Life) -> None:
+    processes = life.launch("pretrain", 2, STEPS, "two", save_every=1)
+    wait_for_state(life.run / "two", 2, processes)
+    # No file may grow any longer: the next state cannot be written.
+    resource.prlimit(processes[0].pid, resource.RLIMIT_FSIZE, (0, 0))
+    said = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    assert "File too large" in said[0] and "Traceback" not in said[0] + said[1]
+    one = life.alone("pretrain", STEPS, "one")
+    two = life.together("pretrain", 2, STEPS, "two", save_every=1)
+    assert largest_difference(one, two, ("loss",)) < 1e-5
 
 
 @pytest.mark.slow

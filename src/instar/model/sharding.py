@@ -11,22 +11,23 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, Replicate
 
-from instar.distributed import default_device, world
+from instar.distributed import default_device, is_main, largest_over_ranks, world
 from instar.errors import UserError
 from instar.model.transformer import Headed
+
+if TYPE_CHECKING:  # it takes seconds to import, and most runs have no use for it
+    from torch.distributed.device_mesh import DeviceMesh
 
 Sharding = Literal["zero2", "zero3", "hsdp"]
 """What each rank keeps of the weights between their uses.
 
-- ``zero3``: a shard of everything (FSDP); blocks are gathered for each pass, and again for the
-  gradients.
+- ``zero3``: a shard of everything that learns (FSDP); blocks are gathered for each pass, and again
+  for the gradients. Models that do not learn are whole on every rank.
 - ``zero2``: shards of the gradients and of the optimizer's state; gathered weights stay until the
   gradients are there.
 - ``hsdp``: as ``zero3`` among the ranks of one node, with a copy on every node: only gradients
@@ -35,29 +36,49 @@ Sharding = Literal["zero2", "zero3", "hsdp"]
 
 
 def make_mesh(sharding: Sharding) -> DeviceMesh:
-    """The ranks in a row, or for ``hsdp`` nodes times the ranks of one.
+    """The ranks in a row ``(ranks,)``, or for ``hsdp`` ``(nodes, ranks of one)``.
 
     Raises:
         UserError: ``hsdp`` on one node, or on nodes of different size.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+
     size, device = world()[1], default_device().type
     if sharding != "hsdp":
         return init_device_mesh(device, (size,), mesh_dim_names=("shard",))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
-    if size == local or size % local:
+    most, fewest = largest_over_ranks(local), -largest_over_ranks(-local)
+    if most == size or most != fewest:
         raise UserError(
-            f"training.parallel is hsdp, with {size} processes of which {local} are on this node",
+            f"training.parallel is hsdp, with {size} processes, {fewest} to {most} of them a node",
             "Use zero3 on one node, and as many processes on every node.",
         )
     return init_device_mesh(device, (size // local, local), mesh_dim_names=("replicate", "shard"))
 
 
-def shard(model: Headed, sharding: Sharding, mesh: DeviceMesh) -> None:
-    """Spread a model's weights over the ranks, in place: each block by itself, then the rest."""
+def shard(model: Headed, sharding: Sharding, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+    """Spread a model's weights over the ranks, in place: each block by itself, then the rest.
+
+    Args:
+        model: On its device.
+        sharding: How.
+        mesh: Over which ranks.
+        dtype: The products' format, in which blocks are gathered. Left to autocast, copies in
+            that format would be kept whole from the forward pass to the backward one.
+    """
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
     # True, and harmless: nobody writes into what `read` returns.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-    for part in (*model.model.layers, model):
-        fully_shard(part, mesh=mesh, reshard_after_forward=sharding != "zero2")
+    policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in model.model.layers:
+        again = sharding != "zero2"
+        fully_shard(block, mesh=mesh, reshard_after_forward=again, mp_policy=policy)
+    fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "read")
     model.sharding = sharding
 
@@ -65,38 +86,57 @@ def shard(model: Headed, sharding: Sharding, mesh: DeviceMesh) -> None:
 @contextmanager
 def gathered(model: Headed) -> Iterator[None]:
     """A sharded model whole on every rank, for passes of which ranks make different numbers."""
-    if not isinstance(model, FSDPModule):
+    if model.sharding is None:
         yield
         return
-    model.set_reshard_after_forward(False)
-    for part in model.modules():
-        if isinstance(part, FSDPModule):
-            part.unshard()
+    parts = _parts(model)
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
     try:
         yield
     finally:
-        model.set_reshard_after_forward(model.sharding != "zero2")
+        for block in parts[1:]:
+            block.set_reshard_after_forward(model.sharding != "zero2")
         reshard(model)
 
 
-def reshard(model: nn.Module) -> None:
+def reshard(module: nn.Module) -> None:
     """Leave only this rank's shards, before weights are read or written."""
-    for part in model.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
+    for model in module.modules():
+        if isinstance(model, Headed) and model.sharding is not None:
+            for part in _parts(model):
+                part.reshard()
+
+
+def _parts(model: Headed) -> list[Any]:
+    """What is gathered and spread by itself: the rest of the model first, then its blocks."""
+    return [model, *model.model.layers]
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor, on every rank; all must ask. Other tensors as they are."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """A sharded tensor in its whole shape, on every rank; all must ask. Others as they are."""
+    gather = getattr(tensor, "full_tensor", None)  # a DTensor's
+    return gather() if gather else tensor
+
+
+def stored(tensor: Tensor) -> Tensor:
+    """A copy of the whole tensor on rank 0's processor, an empty one elsewhere; all must ask."""
+    full = whole(tensor.detach())
+    return full.to("cpu", copy=True) if is_main() else torch.empty(0)
 
 
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of a tensor that all ranks hold whole, spread as ``like`` is."""
-    if not isinstance(like, DTensor):
+    """This rank's part of a tensor that all ranks hold whole, spread as ``like`` is.
+
+    Nothing travels: each rank cuts its part out.
+    """
+    mesh = getattr(like, "device_mesh", None)
+    if mesh is None:
         return tensor
-    mesh = like.device_mesh
-    copies = DTensor.from_local(
-        tensor.to(like.device), mesh, [Replicate()] * mesh.ndim, run_check=False
-    )
+    from torch.distributed.tensor import DTensor, Replicate
+
+    assert isinstance(like, DTensor)
+    everywhere = [Replicate()] * mesh.ndim
+    copies = DTensor.from_local(tensor.to(like.device), mesh, everywhere, run_check=False)
     return copies.redistribute(placements=like.placements)

@@ -153,7 +153,9 @@ class ActorCritic(ClippedPolicy):
         """The summed loss of actor and critic."""
         mask = batch.mask
         actor = super().forward(batch)
-        values = self.critic(batch.input_ids, batch.positions, batch.segment_ids)[mask]
+        critic = self.critic
+        values = critic.read(critic.scores, batch.input_ids, batch.positions, batch.segment_ids)
+        values = values[mask]
         old = _require(batch.old_values, "old_values")[mask]
         returns = _require(batch.returns, "returns")[mask]
         value_loss = _weighted(clipped_value_loss(values, old, returns, self.value_clip), batch)

@@ -33,7 +33,7 @@ def _shared(function: Callable[[M, Batch], Tensor], model: M, batch: Batch) -> T
 
 
 def _values(critic: ScoreModel, batch: Batch) -> Tensor:
-    return critic(batch.input_ids)
+    return critic.read(critic.scores, batch.input_ids)
 
 
 def _of_replies(rollout: Rollout) -> dict[str, float]:

@@ -45,6 +45,7 @@ from instar.training.meter import Meter
 from instar.training.monitor import Monitor
 from instar.training.optimizer import Optimizers
 from instar.training.parallel import Learner
+from instar.training.precision import resolve
 from instar.training.state import Progress, Saver, WorkDirectory, load_tensors
 from instar.training.track import Tracker, open_tracker
 
@@ -257,7 +258,8 @@ def _train(
             "Leave them out.",
         )
     objective = _prepared(job.objective.to(default_device()), training)
-    learner = Learner(objective, training.parallel)
+    dtype = resolve(training.precision, default_device())
+    learner = Learner(objective, training.parallel, dtype)
     optimizers = Optimizers(learner.objective, training.optimizer)
     meter, file = Meter(), MetricsFile(work, trackers)
     saver = Saver(work, learner, optimizers, job.source, meter)
@@ -296,7 +298,17 @@ def _train(
 
 
 def _prepared(objective: Objective, training: TrainingConfig) -> Objective:
-    """Its models told how to compute, before they are copied or spread."""
+    """Its models told how to compute, before they are copied or spread.
+
+    Raises:
+        UserError: Some settings do not go together, or do not fit the device.
+    """
+    eight_bit = training.optimizer.name == "adamw8bit"
+    if eight_bit and training.parallel != "ddp" and world()[1] > 1:
+        raise UserError(
+            "training.optimizer.name is adamw8bit, whose moments cannot be sharded",
+            "Use adamw, or set training.parallel to ddp.",
+        )
     if training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(training.deterministic)

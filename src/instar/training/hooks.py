@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 
-from instar.distributed import is_main, largest_over_ranks
+from instar.distributed import is_main, largest_over_ranks, on_main
 from instar.lineage import Stopwatch
 from instar.training.display import Display
 from instar.training.loop import TrainingConfig
@@ -19,7 +19,10 @@ from instar.training.state import Progress, Saver, WorkDirectory, save_tensors
 from instar.training.track import Tracker
 
 SAVE_EVERY_S = 60.0
-"""The most work that a power cut can cost, in seconds."""
+"""The most work that a power cut can cost, in seconds, while saving is quick."""
+
+SAVING_SHARE = 0.05
+"""The most of the time that may go into saving; large models are saved less often."""
 
 
 def due(step: int, every: int, last: bool) -> bool:
@@ -116,7 +119,9 @@ class Validate:
         """After each step."""
         if not due(progress.step, self.config.validate_every, progress.finished):
             return
-        measured = self.measure()
+        with self.learner.measuring():
+            mine = self.measure()
+        measured = on_main(lambda: mine)  # ranks must decide alike, to the last bit
         self.file.append({"step": progress.step, "split": "valid", **measured}, progress)
         self.display.metrics({f"valid {k}": v for k, v in measured.items()})
         if measured["loss"] < progress.best_loss:
@@ -142,12 +147,15 @@ class Save:
     config: TrainingConfig
     saver: Saver
     _saved: float = field(default_factory=time.monotonic, init=False)
+    _pause_s: float = field(default=SAVE_EVERY_S, init=False)
 
     def __call__(self, progress: Progress) -> None:
         """After each step; not after a refused one, which may be the first of a divergence."""
         # Clocks differ between ranks, and all must save at the same step.
-        waited = largest_over_ranks(time.monotonic() - self._saved > SAVE_EVERY_S)
+        waited = largest_over_ranks(int(time.monotonic() - self._saved > self._pause_s))
         wanted = waited or due(progress.step, self.config.save_every, progress.finished)
         if wanted and not progress.refused:
+            began = time.monotonic()
             self.saver.save(progress)
             self._saved = time.monotonic()
+            self._pause_s = max(SAVE_EVERY_S, (self._saved - began) / SAVING_SHARE)

@@ -7,7 +7,7 @@ import sys
 import threading
 from types import FrameType, TracebackType
 
-from instar.distributed import largest_over_ranks
+from instar.distributed import is_main, largest_over_ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -46,7 +46,8 @@ class Interruptible:
             stop.signal = number  # type: ignore[attr-defined]
             raise stop
         self.asked = number
-        print("\nfinishing this step; the same signal again stops at once", file=sys.stderr)
+        if is_main():
+            print("\nfinishing this step; the same signal again stops at once", file=sys.stderr)
 
     def check(self) -> None:
         """Raise ``Interrupted`` if a signal has come, to this rank or to another."""

@@ -70,8 +70,8 @@ class TrainingConfig(Config):
     """Whether a GPU, too, adds in a fixed order, so that a resumed run is exact there; slower."""
     parallel: Parallel = "ddp"
     """What each of several processes holds: `ddp` a copy of the models, `zero2` shards of gradients
-    and optimizer state, `zero3` (FSDP) shards of everything, `hsdp` those within each node. One
-    process has no use for it."""
+    and optimizer state, `zero3` (FSDP) shards of all that learns, `hsdp` those within each node.
+    One process has no use for it."""
     track: list[TrackerName] = []
     """Trackers that show the metrics as well, if they are installed."""
     log_every: Annotated[int, Gt(0)] = 10

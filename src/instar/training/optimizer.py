@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from instar.config import Config
-from instar.model.sharding import part_of, whole
+from instar.model.sharding import part_of, stored, whole
 from instar.training import eight_bit
 from instar.training.precision import has_fast_bfloat16
 
@@ -159,8 +159,8 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Moments and momenta, whole; all ranks must ask."""
-        return [_whole(optimizer.state_dict()) for optimizer in self.all]
+        """Copies of moments and momenta, whole, on rank 0; all ranks must ask."""
+        return [_stored(optimizer.state_dict()) for optimizer in self.all]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Go on with those, which all ranks hold."""
@@ -178,11 +178,11 @@ def _spread(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0
 
 
-def _whole(value: Any) -> Any:
-    """The same values, with tensors that are spread over ranks put together."""
+def _stored(value: Any) -> Any:
+    """The same values, with copies of the tensors."""
     if isinstance(value, dict):
-        return {key: _whole(inner) for key, inner in value.items()}
-    return whole(value) if isinstance(value, Tensor) else value
+        return {key: _stored(inner) for key, inner in value.items()}
+    return stored(value) if isinstance(value, Tensor) else value
 
 
 def _sort_parameters(

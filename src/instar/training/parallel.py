@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from instar.data.batch import Batch
 from instar.distributed import default_device, largest_over_ranks, world
-from instar.model.sharding import Sharding, make_mesh, part_of, reshard, shard, whole
+from instar.model.sharding import Sharding, make_mesh, part_of, reshard, shard, stored
 from instar.model.transformer import Headed
 from instar.objectives.base import Loss, Objective
+from instar.training.precision import autocast
 
 Parallel = Literal["ddp", Sharding]
 """``ddp`` keeps a copy of the model on every rank; the others shard it."""
@@ -28,40 +30,60 @@ class Learner:
     Args:
         objective: Spread in place; on its device.
         parallel: How.
+        dtype: Format of the products.
     """
 
-    def __init__(self, objective: Objective, parallel: Parallel = "ddp") -> None:
-        self.objective = objective
+    def __init__(
+        self,
+        objective: Objective,
+        parallel: Parallel = "ddp",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.objective, self.dtype = objective, dtype
         self._forward: nn.Module = objective
+        self._sharded = world()[1] > 1 and parallel != "ddp"
         if world()[1] == 1:
             return
         if parallel == "ddp":
             device = default_device()
-            ids = [device.index] if device.type == "cuda" else None
-            self._forward = DistributedDataParallel(objective, device_ids=ids)
+            self._forward = DistributedDataParallel(
+                objective,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+            )
             return
         mesh = make_mesh(parallel)
         for model in objective.modules():
             if isinstance(model, Headed):
-                shard(model, parallel, mesh)
+                shard(model, parallel, mesh, dtype)
 
     def __call__(self, batch: Batch) -> Loss:
         """The summed loss of this rank's rows."""
         return self._forward(batch)
 
     def synchronising(self, last: bool) -> AbstractContextManager[Any]:
-        """While entered, gradients are averaged over ranks: copies', after the last micro-batch.
+        """The context of one micro-batch's forward and backward pass.
 
-        Shards are averaged after each, or every rank would hold whole gradients in between.
+        Gradients of copies are averaged over ranks once, after the last micro-batch of a step.
+        Those of shards are averaged after each, or every rank would hold whole gradients between.
+
+        Args:
+            last: Whether it is the last of the step.
         """
         if isinstance(self._forward, DistributedDataParallel) and not last:
             return self._forward.no_sync()
         return nullcontext()
 
+    def measuring(self) -> AbstractContextManager[Any]:
+        """The context in which held-out data is measured: in float32, where weights allow it."""
+        if not self._sharded:
+            return nullcontext()
+        return autocast(self.dtype, next(self.objective.parameters()).device)
+
     def state_dict(self) -> dict[str, Tensor]:
-        """The objective's tensors, whole; all ranks must ask."""
+        """Copies of the objective's tensors, whole, on rank 0; all ranks must ask."""
         reshard(self.objective)
-        return {name: whole(value) for name, value in self.objective.state_dict().items()}
+        return {name: stored(value) for name, value in self.objective.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on with those, which all ranks hold."""

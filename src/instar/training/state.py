@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from instar.data.sources import Source
-from instar.distributed import is_main, on_main
+from instar.distributed import default_device, is_main, on_main
+from instar.errors import Elsewhere
 from instar.files import read_json, write_json, write_text
 from instar.lineage import hash_file
 from instar.training.meter import Meter
@@ -150,15 +151,29 @@ def save_tensors(path: Path, value: Any) -> None:
 
 
 def load_tensors(path: Path) -> Any:
-    """What ``save_tensors`` wrote, on the CPU.
+    """What ``save_tensors`` wrote, on the CPU of every rank.
 
     Raises:
         ValueError: The file is not what was written.
     """
+    on_main(lambda: check_tensors(path))
+    return _read(path)
+
+
+def check_tensors(path: Path) -> None:
+    """Raise ``ValueError`` if the file is not what was written."""
     if hash_file(path) != checksum_of(path).read_text(encoding="utf-8"):
         raise ValueError("its checksum is wrong")
-    # Mapped, not read: who asks for a part of it, reads that part.
-    return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+
+
+def _read(path: Path, mapped: bool | None = None) -> Any:
+    """Tensors on the CPU; ``mapped`` ones are read from the file when somebody looks at them.
+
+    They are where GPUs take them away, so that the ranks of a node do not each hold a whole state.
+    """
+    if mapped is None:
+        mapped = default_device().type == "cuda"
+    return torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
 
 
 @dataclass
@@ -198,22 +213,29 @@ class Saver:
         try:
             self.wait()
             failed = False
-        except OSError:
+        except (OSError, Elsewhere):
             failed = True  # perhaps there is room again; if not, it must be known now
         state = {
             "progress": asdict(progress),
             "objective": self.learner.state_dict(),
             "optimizers": self.optimizers.state_dict(),
-            "source": self.source.state_dict(),
-            "meter": self.meter.state_dict(),
+            "source": _copied(self.source.state_dict()),
+            "meter": _copied(self.meter.state_dict()),
         }
         if is_main():
-            self._writing = self._pool.submit(self._write, _copied(state))
+            self._writing = self._pool.submit(self._write, state)
         if failed:
             self.wait()
 
     def wait(self) -> None:
-        """Until what was begun is on the disk; raises ``OSError`` if it could not be written."""
+        """Until what was begun is on the disk; all ranks wait.
+
+        Raises:
+            OSError: It could not be written; the other ranks get ``Elsewhere``.
+        """
+        on_main(self._join)
+
+    def _join(self) -> None:
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
@@ -234,16 +256,19 @@ class Saver:
 
         Args:
             warn: Told of each damaged state, which is then removed.
+
+        Raises:
+            OSError: As ``wait`` does.
         """
         self.wait()
         path = on_main(lambda: self._newest(warn))
         if path is None:
             return None
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        state = _read(path)
         self.learner.load_state_dict(state["objective"])
         self.optimizers.load_state_dict(state["optimizers"])
-        self.source.load_state_dict(state["source"])
-        self.meter.load_state_dict(state["meter"])
+        self.source.load_state_dict(_copied(state["source"]))
+        self.meter.load_state_dict(_copied(state["meter"]))
         progress = Progress(**state["progress"])
         if is_main() and self.work.metrics.exists():
             os.truncate(self.work.metrics, progress.metrics_bytes)
@@ -253,7 +278,8 @@ class Saver:
         """The newest whole state; damaged ones are removed."""
         for path in self.work.states():
             try:
-                written = load_tensors(path)["progress"]["metrics_bytes"]
+                check_tensors(path)
+                written = _read(path, mapped=True)["progress"]["metrics_bytes"]
                 if written and self.work.metrics.stat().st_size < written:
                     raise ValueError("metrics that belong to it are missing")
                 return path
