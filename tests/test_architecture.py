@@ -31,6 +31,7 @@ ORDER = (
     "generation",
     "rollout",
     "training",
+    "planning",
     "evaluation",
     "recipes",
     "stages",
@@ -38,6 +39,8 @@ ORDER = (
     "serving",
     "export",
     "grow",
+    "plan",
+    "profile",
     "cli",
     "__main__",
 )

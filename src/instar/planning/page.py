@@ -1,0 +1,123 @@
+"""The plan as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from instar.planning.hardware import Hardware
+from instar.planning.prediction import Prediction, StagePlan
+from instar.planning.thumb import MISLEADS, rules
+
+GIB = 2**30
+
+
+def show(
+    plans: Mapping[str, StagePlan],
+    hardware: Hardware,
+    known: Mapping[str, Mapping[str, Any]],
+    console: Console,
+) -> None:
+    """Print what every stage will take, what takes it, and what rules of thumb say.
+
+    Args:
+        plans: By stage.
+        hardware: Where they are to run.
+        known: By stage, the cost of an earlier run; shown beside the prediction.
+        console: Where to print.
+    """
+    peak = f"{hardware.flops / 1e12:,.2f} TFLOP/s"
+    console.print(
+        f"[bold]{hardware.name}[/bold]: {hardware.world_size} × {peak} in matrix products, "
+        f"{hardware.memory_bytes / GIB:.0f} GiB ({hardware.source})"
+    )
+    console.print(_stages(plans, hardware, known))
+    console.print(_parts("Memory", plans, lambda p: p.memory, _gib))
+    console.print(_parts("Time", plans, lambda p: p.seconds, _time))
+    console.print(_thumbs(plans, hardware, known))
+    for name, sentence in MISLEADS.items():
+        console.print(f"[bold]{name}[/bold]: {sentence}")
+
+
+def _stages(
+    plans: Mapping[str, StagePlan], hardware: Hardware, known: Mapping[str, Mapping[str, Any]]
+) -> Table:
+    """A row a stage and way of sharing."""
+    table = Table(title="What each stage will take")
+    for column in ("stage", "parameters", "tokens", "tokens/s", "time", "memory"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    extra = hardware.is_cpu
+    for column in ("in `grow`", "measured: time", "memory") if extra else ("", "fits"):
+        table.add_column(column, justify="right")
+    for name, one in plans.items():
+        for sharding, p in one.alone.items():
+            row = [
+                name,
+                f"{one.work.model.parameters() / 1e6:,.1f}M",
+                f"{p.tokens / 1e6:,.1f}M",
+                f"{p.tokens / p.wall_s:,.0f}",
+                _time(p.wall_s),
+                _gib(p.memory_bytes),
+            ]
+            if extra:
+                cost = known.get(name, {})
+                row += [_gib(one.in_life)]
+                row += [_time(cost["wall_s"]), _gib(cost["peak_rss_bytes"])] if cost else ["–", "–"]
+            else:
+                fits = p.memory_bytes <= hardware.memory_bytes
+                row += [sharding if len(one.alone) > 1 else "", "yes" if fits else "no"]
+            table.add_row(*row)
+    return table
+
+
+def _parts(title: str, plans: Mapping[str, StagePlan], of: Any, written: Any) -> Table:
+    """What takes it: a column a part, for the first way of sharing."""
+    firsts: dict[str, Prediction] = {n: next(iter(p.alone.values())) for n, p in plans.items()}
+    names = list(dict.fromkeys(part for p in firsts.values() for part in of(p)))
+    table = Table(title=f"{title}, by part")
+    table.add_column("stage")
+    for name in names:
+        table.add_column(name, justify="right")
+    for stage, p in firsts.items():
+        table.add_row(stage, *(written(of(p)[n]) if n in of(p) else "–" for n in names))
+    return table
+
+
+def _thumbs(
+    plans: Mapping[str, StagePlan], hardware: Hardware, known: Mapping[str, Mapping[str, Any]]
+) -> Table:
+    """The rules, each beside what is reckoned here."""
+    table = Table(title="Rules of thumb, and what is reckoned here")
+    table.add_column("stage")
+    for column in ("L(4d²+dV)", "parameters", "28 P", "memory", "6 P N", "operations"):
+        table.add_column(column, justify="right")
+    table.add_column("measured memory", justify="right")
+    for name, one in plans.items():
+        p = next(iter(one.alone.values()))
+        thumb = rules(one.work.model, p.tokens)
+        table.add_row(
+            name,
+            f"{thumb.parameters / 1e6:,.1f}M",
+            f"{one.work.model.parameters() / 1e6:,.1f}M",
+            _gib(thumb.memory_bytes),
+            _gib(p.memory_bytes),
+            f"{thumb.flops:.1e}",
+            f"{p.flops:.1e}",
+            _gib(known[name]["peak_rss_bytes"]) if name in known else "–",
+        )
+    return table
+
+
+def _gib(amount: float) -> str:
+    """Bytes for people."""
+    return f"{amount / GIB:.2f} GiB" if amount < 10 * GIB else f"{amount / GIB:.0f} GiB"
+
+
+def _time(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 600:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3 * 3600 else f"{seconds / 3600:.1f} h"
