@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 
 from instar.config import read_config
+from instar.errors import UserError
 from instar.files import read_json
 from instar.grow import LifeConfig, read_stage
 from instar.lineage import LINEAGE
@@ -90,6 +91,9 @@ def plan(
     Raises:
         UserError: A stage reads something that no stage makes and that is not there.
     """
+    for name in only or ():
+        if name not in configs:
+            raise UserError(f"this life has no stage {name!r}", f"It has: {', '.join(configs)}.")
     memory = psutil.Process().memory_info()
     plans: dict[str, StagePlan] = {}
     speeds: dict[Any, Speed] = {}

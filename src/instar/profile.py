@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
         epilog="Nothing is saved: the stage's directory stays as it is.",
     )
     parser.add_argument("recipe", type=Path, help="a stage's YAML file")
-    parser.add_argument("--measure", type=int, default=10, help="steps to measure (default 10)")
+    parser.add_argument("--measure", type=int, default=5, help="steps to measure (default 5)")
     parser.add_argument("--warm", type=int, default=3, help="steps before them (default 3)")
     parser.add_argument("--trace", type=Path, help="write a trace for chrome://tracing here")
     mine, options = parser.parse_known_args(argv)
