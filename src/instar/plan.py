@@ -22,7 +22,7 @@ from instar.lineage import LINEAGE
 from instar.planning import hardware as machines
 from instar.planning.hardware import Hardware
 from instar.planning.page import show
-from instar.planning.prediction import MOST_KERNELS, SHARDINGS, StagePlan, predict
+from instar.planning.prediction import LIFELONG_SLACK, MOST_KERNELS, SHARDINGS, StagePlan, predict
 from instar.planning.speed import Speed, measured, reckoned
 from instar.planning.survey import Survey, sampled_primer
 from instar.planning.thumb import rules
@@ -122,7 +122,10 @@ def plan(
             touched = getattr(psutil.Process().memory_info(), "shared", 0)
             base = memory.rss + touched - getattr(memory, "shared", 0)
             alone = predict(work, speeds[key], hardware, base_bytes=base)
-            life = predict(work, speeds[key], hardware, base_bytes=base, kernels=MOST_KERNELS)
+            # The first exam meets more shapes than are remembered.
+            met = MOST_KERNELS if len(survey.models) > 1 else 0
+            told = {"base_bytes": base, "kernels": met, "slack": LIFELONG_SLACK}
+            life = predict(work, speeds[key], hardware, **told)
             plans[name] = StagePlan(work, {"ddp": alone}, life.memory_bytes)
     return plans
 

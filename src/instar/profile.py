@@ -22,18 +22,19 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from instar.config import read_yaml
 from instar.data.batch import Batch
 from instar.data.sources import Source
-from instar.distributed import default_device
+from instar.distributed import default_device, is_main, launched
 from instar.errors import UserError
 from instar.machine import product_flops
 from instar.model import layers
 from instar.objectives import functional
-from instar.stages.base import Job, TrainedStageConfig
+from instar.stages.base import Job, TrainedStageConfig, prepared
 from instar.stages.registry import STAGES
 from instar.stages.verb import read
 from instar.training.interrupt import Interruptible
 from instar.training.loop import TrainingConfig, fit
 from instar.training.meter import Meter
 from instar.training.optimizer import Optimizers
+from instar.training.parallel import Learner
 from instar.training.precision import resolve
 from instar.training.state import Progress
 
@@ -88,11 +89,14 @@ def main(argv: list[str]) -> int:
     if mine.measure < 1 or mine.warm < 0:
         raise UserError("--measure and --warm count steps", "Measure at least one.")
     config = read_stage(mine.recipe, options)
-    torch.manual_seed(config.seed)
     build = STAGES[config.stage].build
     assert build is not None
-    found = measure(build(config), config.training, mine.warm, mine.measure, mine.trace)
-    show(config.stage, found, Console(highlight=False))
+    with launched():
+        torch.manual_seed(config.seed)
+        trace = mine.trace if is_main() else None
+        found = measure(build(config), config.training, mine.warm, mine.measure, trace)
+        if is_main():
+            show(config.stage, found, Console(highlight=False))
     return 0
 
 
@@ -179,15 +183,15 @@ def measure(
         trace: File to write a trace to that chrome://tracing and Perfetto show.
     """
     device = default_device()
-    objective = job.objective.to(device)
-    optimizers = Optimizers(objective, training.optimizer)
+    learner = Learner(prepared(job.objective.to(device), training), training.parallel)
+    optimizers = Optimizers(learner.objective, training.optimizer)
     progress, meter = Progress(), Meter()
 
     def run(source: Source, until: int) -> None:
         settings = training.model_copy(update={"steps": until})
         progress.finished = False
         with Interruptible() as interrupt:
-            fit(objective, source, optimizers, settings, progress, [], meter, interrupt)
+            fit(learner, source, optimizers, settings, progress, [], meter, interrupt)
         if device.type == "cuda":
             torch.cuda.synchronize()
 

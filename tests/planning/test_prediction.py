@@ -65,6 +65,18 @@ def test_adamw_takes_sixteen_bytes_a_weight(work: Workload) -> None:
     )
 
 
+def test_checkpointing_trades_memory_for_time(work: Workload) -> None:
+    speed = speed_of(block=Line(0.0, 3.0), reading=Line(0.0, 1.0), saved=Line(0.0, 1000.0))
+    training = work.training.model_copy(update={"activation_checkpointing": True})
+    plain = predict(work, speed, ACCELERATORS["H100"])
+    saving = predict(replace(work, training=training), speed, ACCELERATORS["H100"])
+    assert saving.seconds["learning"] == pytest.approx(plain.seconds["learning"] * 4 / 3)
+    # Three blocks' inputs and one whole block, and its gradients.
+    kept = 3 * 4 * work.model.hidden_size * 128
+    assert saving.memory["activations"] == kept + 1000 * 128
+    assert plain.memory["activations"] == 4 * 1000 * 128
+
+
 def test_sharding_divides_what_it_says(work: Workload) -> None:
     hardware = find("8xH100")
     found = {s: predict(work, speed_of(), hardware, s).memory for s in SHARDINGS}

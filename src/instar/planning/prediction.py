@@ -23,7 +23,9 @@ MOST_KERNELS = 1024
 """So many shapes it remembers (its ONEDNN_PRIMITIVE_CACHE_CAPACITY)."""
 SLACK = 1.7
 """Heap over live memory on a CPU: freed blocks are kept (`instar.memory`), and where sizes change
-from step to step not every one fits again. Measured: 1.6 to 2.1."""
+from step to step not every one fits again. Measured on single stages: 1.6 to 2.1."""
+LIFELONG_SLACK = 2.1
+"""The same in a process that runs a whole life: holes that earlier stages and exams left."""
 RECORD_BYTES = 5
 """Bytes of memory for a byte of text, once it is Python's objects and token ids; measured."""
 ENCODING_BYTES = 30
@@ -82,6 +84,7 @@ def predict(
     sharding: Sharding = "ddp",
     base_bytes: float = CONTEXT_BYTES,
     kernels: int = 0,
+    slack: float = SLACK,
 ) -> Prediction:
     """Add a stage up.
 
@@ -92,13 +95,14 @@ def predict(
         sharding: What several devices split.
         base_bytes: Memory of the process before it has a model.
         kernels: Shapes of products that earlier stages of this process have met.
+        slack: Heap over live memory.
     """
     memory = _state(work, hardware, sharding)
     memory |= {"activations": _activations(work, speed), "kv cache": _cache(work)}
     if hardware.is_cpu:
         memory["kernels"] = KERNEL_BYTES * min(MOST_KERNELS, kernels + products(work))
         memory["data"] = RECORD_BYTES * work.text_bytes
-        memory["kept when freed"] = (SLACK - 1) * sum(memory.values())
+        memory["kept when freed"] = (slack - 1) * sum(memory.values())
         memory["tokenising"] = ENCODING_BYTES * work.batched_bytes
     memory["framework"] = base_bytes
     model = work.model
@@ -118,8 +122,9 @@ def _state(work: Workload, hardware: Hardware, sharding: Sharding) -> dict[str, 
     model, n = work.model, hardware.world_size
     parameters = model.parameters()
     blocks = model.matrix_parameters() - model.vocab_size * model.hidden_size
-    moments = 8 * parameters
-    if work.training.optimizer.name == "muon":
+    name = work.training.optimizer.name
+    moments = (2 if name == "adamw8bit" else 8) * parameters
+    if name == "muon":
         moments -= 4 * blocks  # one momentum instead of two moments
     whole = 1 if sharding == "zero3" else n
     split = n if sharding == "ddp" else 1
@@ -145,8 +150,12 @@ def _activations(work: Workload, speed: Speed) -> float:
     if wanted * work.model.vocab_size > KEPT_LOGITS:
         wanted = min(wanted, CHUNK)
     head = speed.head_saved(wanted)
+    kept = block
+    if work.training.activation_checkpointing:
+        # Only what enters a block, in float32; inside, one block at a time is computed anew.
+        kept = 4 * work.model.hidden_size * widest.tokens
     backward = max(block, head)
-    return work.learners * work.model.num_hidden_layers * block + head + backward
+    return work.learners * work.model.num_hidden_layers * kept + head + backward
 
 
 def _cache(work: Workload) -> float:
@@ -179,6 +188,8 @@ def _seconds(
 ) -> dict[str, float]:
     """Seconds of each part of the whole stage."""
     n, steps = hardware.world_size, work.training.steps
+    # Muon needs whole matrices: every rank orthogonalises all of them.
+    divided = sharding != "ddp" and work.training.optimizer.name != "muon"
     learn = _mean(sum(learning_s(work, speed, e) for e in step) for step in work.steps)
     read = work.readings * _mean(
         sum(reading_s(work, speed, e) for e in step) for step in work.steps
@@ -186,7 +197,7 @@ def _seconds(
     seconds = {
         "learning": steps * learn / n,
         "annotating": steps * read / n,
-        "optimizer": steps * work.learners * speed.update / (n if sharding != "ddp" else 1),
+        "optimizer": steps * work.learners * speed.update / (n if divided else 1),
     }
     if work.experience:
         count = steps / work.experience[0].steps
@@ -205,6 +216,8 @@ def _seconds(
 def learning_s(work: Workload, speed: Speed, extent: Extent) -> float:
     """Seconds to learn from a micro-batch."""
     blocks = work.model.num_hidden_layers * speed.block(extent.tokens, extent.width)
+    if work.training.activation_checkpointing:
+        blocks += work.model.num_hidden_layers * speed.reading(extent.tokens, extent.width)
     rest = speed.ends(extent.tokens)
     return work.learners * (blocks + rest) + speed.head(extent.learnt)
 

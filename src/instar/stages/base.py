@@ -262,7 +262,7 @@ def _train(
             "nothing",
             "Leave them out.",
         )
-    objective = _prepared(job.objective.to(default_device()), training)
+    objective = prepared(job.objective.to(default_device()), training)
     learner = Learner(objective, training.parallel)
     optimizers = Optimizers(learner.objective, training.optimizer)
     meter, file = Meter(), MetricsFile(work, trackers)
@@ -301,7 +301,7 @@ def _train(
     return progress
 
 
-def _prepared(objective: Objective, training: TrainingConfig) -> Objective:
+def prepared(objective: Objective, training: TrainingConfig) -> Objective:
     """Its models told how to compute, before they are copied or spread."""
     if training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
