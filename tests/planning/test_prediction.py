@@ -90,7 +90,8 @@ def test_devices_share_the_work(work: Workload) -> None:
     speed = reckoned(work.model, ACCELERATORS["H100"])
     one = predict(work, speed, find("H100")).seconds["learning"]
     eight = predict(work, speed, find("8xH100")).seconds["learning"]
-    assert eight == pytest.approx(one / 8)
+    # What a kernel takes to launch is not shared.
+    assert one / 8 < eight < one
 
 
 def test_what_travels(work: Workload) -> None:

@@ -1,7 +1,17 @@
 from __future__ import annotations
 
-from instar.planning.workload import Extent, cut, example_steps, gathered, rollout_steps, rollouts
+from instar.model.config import ModelConfig
+from instar.planning.workload import (
+    Extent,
+    Workload,
+    cut,
+    example_steps,
+    gathered,
+    rollout_steps,
+    rollouts,
+)
 from instar.rollout.source import RolloutConfig
+from instar.training.loop import TrainingConfig
 
 
 def test_a_batch_is_as_wide_as_its_widest_row_padded() -> None:
@@ -19,6 +29,14 @@ def test_steps_are_those_of_the_real_source() -> None:
         assert all(extent.tokens <= 100 for extent in step)
     # Eight steps are one epoch: every example once.
     assert sum(extent.learnt for step in steps for extent in step) == 64 * 4
+
+
+def test_ranks_share_rows_and_not_tokens_within_them() -> None:
+    step = [Extent(16, 128, 1000)] * 4
+    work = Workload(ModelConfig(), TrainingConfig(steps=1), [step])
+    assert work.shared(1) is work
+    assert work.shared(2).steps == [[Extent(16, 128, 1000)] * 2]
+    assert work.shared(8).steps == [[Extent(8, 128, 500)]]
 
 
 def test_held_out_batches_hold_every_row_once() -> None:

@@ -37,7 +37,7 @@ def show(
     console.print(_stages(plans, hardware, known))
     console.print(_parts("Memory", plans, lambda p: p.memory, _gib))
     console.print(_parts("Time", plans, lambda p: p.seconds, _time))
-    console.print(_thumbs(plans, hardware, known))
+    console.print(_thumbs(plans, known))
     for name, sentence in MISLEADS.items():
         console.print(f"[bold]{name}[/bold]: {sentence}")
 
@@ -45,18 +45,17 @@ def show(
 def _stages(
     plans: Mapping[str, StagePlan], hardware: Hardware, known: Mapping[str, Mapping[str, Any]]
 ) -> Table:
-    """A row a stage and way of sharing."""
+    """A row a stage and way of sharing; `took` and `held` are an earlier run's."""
     table = Table(title="What each stage will take")
-    for column in ("stage", "parameters", "tokens", "tokens/s", "time", "memory"):
+    for column in ("stage", "tokens", "tokens/s", "time", "memory"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     extra = hardware.is_cpu
-    for column in ("in `grow`", "measured: time", "memory") if extra else ("", "fits"):
+    for column in ("in a life", "took", "held") if extra else ("shared", "fits"):
         table.add_column(column, justify="right")
     for name, one in plans.items():
         for sharding, p in one.alone.items():
             row = [
                 name,
-                f"{one.work.model.parameters() / 1e6:,.1f}M",
                 f"{p.tokens / 1e6:,.1f}M",
                 f"{p.tokens / p.wall_s:,.0f}",
                 _time(p.wall_s),
@@ -68,47 +67,45 @@ def _stages(
                 row += [_time(cost["wall_s"]), _gib(cost["peak_rss_bytes"])] if cost else ["–", "–"]
             else:
                 fits = p.memory_bytes <= hardware.memory_bytes
-                row += [sharding if len(one.alone) > 1 else "", "yes" if fits else "no"]
+                row += [sharding if len(one.alone) > 1 else "–", "yes" if fits else "no"]
             table.add_row(*row)
     return table
 
 
 def _parts(title: str, plans: Mapping[str, StagePlan], of: Any, written: Any) -> Table:
-    """What takes it: a column a part, for the first way of sharing."""
+    """What takes it, a row a part, for the first way of sharing."""
     firsts: dict[str, Prediction] = {n: next(iter(p.alone.values())) for n, p in plans.items()}
-    names = list(dict.fromkeys(part for p in firsts.values() for part in of(p)))
     table = Table(title=f"{title}, by part")
-    table.add_column("stage")
-    for name in names:
-        table.add_column(name, justify="right")
-    for stage, p in firsts.items():
-        table.add_row(stage, *(written(of(p)[n]) if n in of(p) else "–" for n in names))
+    table.add_column("")
+    for stage in firsts:
+        table.add_column(stage, justify="right")
+    for part in dict.fromkeys(part for p in firsts.values() for part in of(p)):
+        found = [of(p).get(part) for p in firsts.values()]
+        table.add_row(part, *("–" if amount is None else written(amount) for amount in found))
     return table
 
 
-def _thumbs(
-    plans: Mapping[str, StagePlan], hardware: Hardware, known: Mapping[str, Mapping[str, Any]]
-) -> Table:
+def _thumbs(plans: Mapping[str, StagePlan], known: Mapping[str, Mapping[str, Any]]) -> Table:
     """The rules, each beside what is reckoned here."""
     table = Table(title="Rules of thumb, and what is reckoned here")
     table.add_column("stage")
-    for column in ("L(4d²+dV)", "parameters", "28 P", "memory", "6 P N", "operations"):
-        table.add_column(column, justify="right")
-    table.add_column("measured memory", justify="right")
+    table.add_column("rule")
+    table.add_column("it says", justify="right")
+    table.add_column("reckoned here", justify="right")
+    table.add_column("held", justify="right")
     for name, one in plans.items():
         p = next(iter(one.alone.values()))
         thumb = rules(one.work.model, p.tokens)
-        table.add_row(
-            name,
-            f"{thumb.parameters / 1e6:,.1f}M",
-            f"{one.work.model.parameters() / 1e6:,.1f}M",
-            _gib(thumb.memory_bytes),
-            _gib(p.memory_bytes),
-            f"{thumb.flops:.1e}",
-            f"{p.flops:.1e}",
-            _gib(known[name]["peak_rss_bytes"]) if name in known else "–",
-        )
+        held = _gib(known[name]["peak_rss_bytes"]) if name in known else "–"
+        size = one.work.model.parameters()
+        table.add_row(name, "P = L(4d² + dV)", _millions(thumb.parameters), _millions(size), "–")
+        table.add_row("", "28 P bytes", _gib(thumb.memory_bytes), _gib(p.memory_bytes), held)
+        table.add_row("", "6 P N", f"{thumb.flops:.1e}", f"{p.flops:.1e}", "–")
     return table
+
+
+def _millions(amount: float) -> str:
+    return f"{amount / 1e6:,.1f}M"
 
 
 def _gib(amount: float) -> str:

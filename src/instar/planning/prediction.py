@@ -97,6 +97,7 @@ def predict(
         kernels: Shapes of products that earlier stages of this process have met.
         slack: Heap over live memory.
     """
+    whole, work = work, work.shared(hardware.world_size)
     memory = _state(work, hardware, sharding)
     memory |= {"activations": _activations(work, speed), "kv cache": _cache(work)}
     if hardware.is_cpu:
@@ -107,9 +108,9 @@ def predict(
     memory["framework"] = base_bytes
     model = work.model
     mean_width = _mean(extent.width for step in work.steps for extent in step)
-    flops = work.learners * model.flops_per_token(round(mean_width)) * work.tokens
+    flops = work.learners * model.flops_per_token(round(mean_width)) * whole.tokens
     seconds = _seconds(work, speed, hardware, sharding)
-    return Prediction({k: v for k, v in memory.items() if v}, seconds, work.tokens, flops)
+    return Prediction({k: v for k, v in memory.items() if v}, seconds, whole.tokens, flops)
 
 
 def _mean(values: Iterator[float]) -> float:
@@ -186,7 +187,7 @@ def products(work: Workload) -> int:
 def _seconds(
     work: Workload, speed: Speed, hardware: Hardware, sharding: Sharding
 ) -> dict[str, float]:
-    """Seconds of each part of the whole stage."""
+    """Seconds of each part of the whole stage, for one rank."""
     n, steps = hardware.world_size, work.training.steps
     # Muon needs whole matrices: every rank orthogonalises all of them.
     divided = sharding != "ddp" and work.training.optimizer.name != "muon"
@@ -195,16 +196,16 @@ def _seconds(
         sum(reading_s(work, speed, e) for e in step) for step in work.steps
     )
     seconds = {
-        "learning": steps * learn / n,
-        "annotating": steps * read / n,
+        "learning": steps * learn,
+        "annotating": steps * read,
         "optimizer": steps * work.learners * speed.update / (n if divided else 1),
     }
     if work.experience:
         count = steps / work.experience[0].steps
-        seconds["sampling"] = count * _mean(sampling_s(work, speed, o) for o in work.experience) / n
+        seconds["sampling"] = count * _mean(sampling_s(work, speed, o) for o in work.experience)
         seconds["annotating"] += count * _mean(judging_s(work, speed, o) for o in work.experience)
     validation = sum(reading_s(work, speed, e) for e in work.validation)
-    seconds["validating"] = work.validations * (1 + work.readings) * validation / n
+    seconds["validating"] = work.validations * (1 + work.readings) * validation
     if n > 1:
         spoken = communication_bytes(work, n, sharding) / hardware.slowest_link * steps
         seconds["communication"] = max(0.0, spoken - seconds["learning"] / 2)

@@ -19,6 +19,7 @@ from instar.tokenizer.hf import Tokenizer
 
 NO_LIMIT = 2**31
 CONVERSATIONS = Path("{run}/data/conversations.jsonl")
+PREFERENCES = Path("{run}/data/preferences.jsonl")
 
 
 class Survey:
@@ -74,12 +75,19 @@ class Survey:
         """Tokens of each conversation's replies: a model that learnt them writes such ones."""
         return [sum(row.learn) for row in self._rows(paths)]
 
-    def usual_replies(self) -> list[int]:
+    def taught_replies(self) -> list[int]:
         """Tokens of the replies that the life's conversations teach; none known, any length."""
         try:
             return self.replies([CONVERSATIONS])
         except UserError:
             return [NO_LIMIT]
+
+    def preferred_replies(self) -> list[int]:
+        """Tokens of the replies that its preferences compare; as ``taught_replies`` without any."""
+        try:
+            return [extent.learnt // 2 for extent in self.pairs([PREFERENCES])]
+        except UserError:
+            return self.taught_replies()
 
     def _rows(self, paths: Sequence[Path]) -> list[Row]:
         records = self.records(paths, ("messages",))

@@ -96,6 +96,22 @@ class Workload:
     text_bytes: int = 0
     batched_bytes: int = 0
 
+    def shared(self, ranks: int) -> Workload:
+        """One rank's part, where several share every step."""
+        if ranks == 1:
+            return self
+        some = slice(None, None, ranks)
+        parts = [
+            replace(one, prompts=one.prompts[some], replies=one.replies[some])
+            for one in self.experience
+        ]
+        return replace(
+            self,
+            steps=[_part(step, ranks) for step in self.steps],
+            experience=[replace(one, batch=_part([one.batch], ranks)[0]) for one in parts],
+            validation=_part(self.validation, ranks) if self.validation else [],
+        )
+
     @property
     def tokens(self) -> int:
         """Positions that go through training in the whole stage."""
@@ -115,6 +131,17 @@ class Workload:
             return 0
         every = self.training.validate_every
         return -(-self.training.steps // every) if every else 1
+
+
+def _part(step: Step, ranks: int) -> Step:
+    """One rank's rows of a step, in as few micro-batches as they fill."""
+    count = -(-len(step) // ranks)
+    shares = ranks * count
+    width = max(extent.width for extent in step)
+    rows = -(-sum(extent.rows for extent in step) // shares)
+    tokens = sum(extent.tokens for extent in step) / shares
+    learnt = sum(extent.learnt for extent in step) // shares
+    return [Extent(rows, min(width, -(-int(tokens) // rows)), learnt)] * count
 
 
 def headless(work: Workload) -> Workload:

@@ -105,7 +105,7 @@ def build(config: PPOConfig) -> Job:
 
 def needs(config: PPOConfig, survey: Survey) -> Workload:
     """What PPO asks of a machine: policy, reference, critic and reward model read each rollout."""
-    prompts, replies = survey.prompts(config.prompts), survey.usual_replies()
+    prompts, replies = survey.prompts(config.prompts), survey.preferred_replies()
     steps = config.training.steps
     made = rollouts(prompts, replies, config.rollout, steps, readings=2, scorings=2)
     return Workload(

@@ -107,7 +107,7 @@ def needs(config: RLVRConfig, survey: Survey) -> Workload:
     rollout, steps = config.rollout, config.training.steps
     reference = int(config.kl_weight > 0)
     on_policy = rollout.epochs * rollout.minibatches == 1
-    prompts, replies = survey.prompts(config.tasks), survey.usual_replies()
+    prompts, replies = survey.prompts(config.tasks), survey.taught_replies()
     readings = reference + (not on_policy)
     made = rollouts(prompts, replies, rollout, steps, readings, scorings=0)
     kept = 1 - 2 / (rollout.samples + 1) if config.skip_decided and rollout.samples > 1 else 1.0
