@@ -107,7 +107,7 @@ def plan(
             if only and name not in only:
                 continue
             if not hardware.is_cpu:
-                speed = reckoned(work.model, hardware)
+                speed = reckoned(work.model, work.training.optimizer, hardware)
                 shared = SHARDINGS if hardware.world_size > 1 else SHARDINGS[:1]
                 plans[name] = StagePlan(
                     work, {s: predict(work, speed, hardware, s) for s in shared}

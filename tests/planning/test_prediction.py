@@ -87,7 +87,7 @@ def test_sharding_divides_what_it_says(work: Workload) -> None:
 
 
 def test_devices_share_the_work(work: Workload) -> None:
-    speed = reckoned(work.model, ACCELERATORS["H100"])
+    speed = reckoned(work.model, work.training.optimizer, ACCELERATORS["H100"])
     one = predict(work, speed, find("H100")).seconds["learning"]
     eight = predict(work, speed, find("8xH100")).seconds["learning"]
     # What a kernel takes to launch is not shared.

@@ -4,12 +4,20 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from instar.model import CausalLM, ModelConfig
 from instar.model import layers as model_layers
 from instar.model.layers import Block, rotary_tables
 from instar.planning.hardware import ACCELERATORS
-from instar.planning.speed import Line, fused_block_bytes, reckoned, saved_bytes
+from instar.planning.speed import (
+    Line,
+    fused_block_bytes,
+    orthogonalization_flops,
+    reckoned,
+    saved_bytes,
+)
+from instar.training.optimizer import OptimizerConfig, orthogonalize
 
 
 def test_a_line_goes_through_its_points() -> None:
@@ -61,9 +69,17 @@ def test_fused_activations_are_counted_rightly(monkeypatch: pytest.MonkeyPatch) 
     assert (kept - weights) / (8 * 64) == pytest.approx(expected, rel=0.1)
 
 
+def test_orthogonalization_is_counted_as_it_is_done(shape: ModelConfig) -> None:
+    matrices = [p for n, p in CausalLM(shape).named_parameters() if p.dim() == 2 and "layers." in n]
+    with FlopCounterMode(display=False) as counter:
+        for matrix in matrices:
+            orthogonalize(matrix.detach()[None])
+    assert counter.get_total_flops() == orthogonalization_flops(shape)
+
+
 def test_reckoned_seconds_are_the_field_s_formula(shape: ModelConfig) -> None:
     hardware = ACCELERATORS["H100"]
-    speed = reckoned(shape, hardware)
+    speed = reckoned(shape, OptimizerConfig(), hardware)
     tokens, width = 64 * 64, 64
     layers = shape.num_hidden_layers * (speed.block(tokens, width) - speed.block.start)
     spent = layers + speed.head(tokens)

@@ -97,11 +97,12 @@ class Speed:
     read: float = 0.0
 
 
-def reckoned(model: ModelConfig, hardware: Hardware) -> Speed:
+def reckoned(model: ModelConfig, optimizer: OptimizerConfig, hardware: Hardware) -> Speed:
     """An accelerator's speed from its data sheet and what is usually reached of it.
 
     Args:
         model: The shape.
+        optimizer: The rule that moves the weights.
         hardware: One device of it counts; sharing the work is a matter of its own.
     """
     reached = UTILISATION * hardware.flops
@@ -109,6 +110,10 @@ def reckoned(model: ModelConfig, hardware: Hardware) -> Speed:
     head = 2 * model.vocab_size * model.hidden_size / reached
     products = model.matrix_parameters() - model.vocab_size * model.hidden_size
     products = 2 * products / model.num_hidden_layers
+    # Reads and writes weight, gradient and two moments, four bytes each.
+    update = 28 * model.parameters() / (STREAMING * hardware.bandwidth)
+    if optimizer.name == "muon":
+        update += orthogonalization_flops(model) / reached
     # Half of a causal context is visible on average.
     reading = Line(BLOCK_KERNELS * LAUNCH_S, products / reached, 2 * width / reached)
     streaming = STREAMING * hardware.bandwidth
@@ -122,11 +127,24 @@ def reckoned(model: ModelConfig, hardware: Hardware) -> Speed:
         # Every step reads the weights once, in two bytes, and each row its own keys and values.
         decode=Line(reading.start + products / streaming, reading.token, columns / streaming),
         decode_rest=Line(1e-3, head),
-        # Reads and writes weight, gradient and two moments, four bytes each.
-        update=28 * model.parameters() / streaming,
+        update=update,
         saved=Line(0.0, fused_block_bytes(model)),
         head_saved=Line(0.0, 8.0 * model.vocab_size),
     )
+
+
+def orthogonalization_flops(model: ModelConfig) -> int:
+    """Operations of Muon's five Newton-Schulz iterations on the matrices of all blocks.
+
+    An iteration on m rows and n columns, m the fewer: the Gram matrix 2 m^2 n, its square 2 m^3,
+    and their polynomial times the matrix 2 m^2 n (``training.optimizer.orthogonalize``).
+    """
+    d, f = model.hidden_size, model.intermediate_size
+    queries = model.num_attention_heads * model.head_dim
+    keys = model.num_key_value_heads * model.head_dim
+    block = [(d, queries)] * 2 + [(d, keys)] * 2 + [(d, f)] * 3
+    iteration = sum(4 * min(s) ** 2 * max(s) + 2 * min(s) ** 3 for s in block)
+    return 5 * model.num_hidden_layers * iteration
 
 
 def fused_block_bytes(model: ModelConfig) -> float:
