@@ -16,13 +16,14 @@ from rich.console import Console
 
 from instar.config import read_config
 from instar.errors import UserError
+from instar.evaluation.examine import ExamConfig
 from instar.files import read_json
 from instar.grow import LifeConfig, read_stage
 from instar.lineage import LINEAGE
 from instar.planning import hardware as machines
 from instar.planning.hardware import Hardware
 from instar.planning.page import show
-from instar.planning.prediction import LIFELONG_SLACK, MOST_KERNELS, SHARDINGS, StagePlan, predict
+from instar.planning.prediction import SHARDINGS, Sitting, StagePlan, predict, products
 from instar.planning.speed import Speed, measured, reckoned
 from instar.planning.survey import Survey, sampled_primer
 from instar.planning.thumb import rules
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> int:
     run = arguments.out or Path("runs") / folder.name
     configs = {name: read_stage(folder / f"{name}.yaml", run) for name in life.stages}
     hardware = machines.find(arguments.hardware)
-    plans = plan(configs, hardware, arguments.stage)
+    plans = plan(configs, hardware, arguments.stage, life.exams)
     if arguments.json:
         print(json.dumps(as_json(plans, hardware), indent=1))
     else:
@@ -79,7 +80,10 @@ def main(argv: list[str]) -> int:
 
 
 def plan(
-    configs: dict[str, StageConfig], hardware: Hardware, only: list[str] | None = None
+    configs: dict[str, StageConfig],
+    hardware: Hardware,
+    only: list[str] | None = None,
+    exams: ExamConfig | None = None,
 ) -> dict[str, StagePlan]:
     """Predict the stages of a life.
 
@@ -87,6 +91,7 @@ def plan(
         configs: All stages of the life by name, in order.
         hardware: Where they are to run.
         only: The stages to predict; all that train something where it is empty.
+        exams: What is asked after each stage of the life.
 
     Raises:
         UserError: A stage reads something that no stage makes and that is not there.
@@ -97,13 +102,17 @@ def plan(
     memory = psutil.Process().memory_info()
     plans: dict[str, StagePlan] = {}
     speeds: dict[Any, Speed] = {}
+    met = 0
     with surveyed(configs) as survey:
+        exams = exams or ExamConfig()
+        exam = Sitting(questions(exams, survey), exams.max_new_tokens)
         for name, config in configs.items():
             needs = STAGES[config.stage].needs
             if needs is None:
                 continue
             work: Workload = needs(config, survey)
             survey.models[config.out] = work.model
+            before, met = met, met + products(work) + exam.kernels * work.speaks
             if only and name not in only:
                 continue
             if not hardware.is_cpu:
@@ -122,12 +131,16 @@ def plan(
             touched = getattr(psutil.Process().memory_info(), "shared", 0)
             base = memory.rss + touched - getattr(memory, "shared", 0)
             alone = predict(work, speeds[key], hardware, base_bytes=base)
-            # The first exam meets more shapes than are remembered.
-            met = MOST_KERNELS if len(survey.models) > 1 else 0
-            told = {"base_bytes": base, "kernels": met, "slack": LIFELONG_SLACK}
-            life = predict(work, speeds[key], hardware, **told)
-            plans[name] = StagePlan(work, {"ddp": alone}, life.memory_bytes)
+            life = predict(work, speeds[key], hardware, base_bytes=base, kernels=before)
+            sat = exam.memory(work.model, base, met) if work.speaks else 0.0
+            plans[name] = StagePlan(work, {"ddp": alone}, max(life.memory_bytes, sat))
     return plans
+
+
+def questions(exams: ExamConfig, survey: Survey) -> list[int]:
+    """Tokens of each exam question, where there are any yet."""
+    path = survey.at(exams.exams)
+    return survey.whole().prompts([exams.exams]) if path.exists() else []
 
 
 @contextmanager

@@ -7,7 +7,10 @@ import pytest
 from instar.model.config import ModelConfig
 from instar.planning.hardware import ACCELERATORS, find
 from instar.planning.prediction import (
+    KERNEL_BYTES,
     SHARDINGS,
+    SLACK,
+    Sitting,
     communication_bytes,
     decoding,
     predict,
@@ -118,6 +121,14 @@ def test_products_count_shapes_once(work: Workload) -> None:
     assert products(again) == products(work)
     wider = replace(work, steps=[*work.steps, [Extent(4, 40, 100)]])
     assert products(wider) > products(work)
+
+
+def test_an_exam_holds_its_cache_and_what_the_library_remembers(shape: ModelConfig) -> None:
+    exam = Sitting([10] * 300, max_new_tokens=6)
+    assert exam.kernels == 2 * 6 * 2  # two batches
+    cache = 1.75 * 256 * 16 * (3 * 2 * 2 * 8 * 4)
+    expected = 1e8 + SLACK * (4 * shape.parameters() + cache + 100 * KERNEL_BYTES)
+    assert exam.memory(shape, base_bytes=1e8, kernels=100) == pytest.approx(expected)
 
 
 def test_rules_of_thumb_by_hand(shape: ModelConfig) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from instar.generation.engine import COMPACT_BELOW
+from instar.model.config import ModelConfig
 from instar.objectives.functional import CHUNK, GRAIN, KEPT_LOGITS
 from instar.planning.hardware import Hardware
 from instar.planning.speed import Speed
@@ -24,8 +25,8 @@ MOST_KERNELS = 1024
 SLACK = 1.7
 """Heap over live memory on a CPU: freed blocks are kept (`instar.memory`), and where sizes change
 from step to step not every one fits again. Measured on single stages: 1.6 to 2.1."""
-LIFELONG_SLACK = 2.1
-"""The same in a process that runs a whole life: holes that earlier stages and exams left."""
+EXAM_ROWS = 256
+"""Replies that an exam writes side by side (``evaluation.exams``)."""
 RECORD_BYTES = 5
 """Bytes of memory for a byte of text, once it is Python's objects and token ids; measured."""
 ENCODING_BYTES = 30
@@ -84,7 +85,6 @@ def predict(
     sharding: Sharding = "ddp",
     base_bytes: float = CONTEXT_BYTES,
     kernels: int = 0,
-    slack: float = SLACK,
 ) -> Prediction:
     """Add a stage up.
 
@@ -95,7 +95,6 @@ def predict(
         sharding: What several devices split.
         base_bytes: Memory of the process before it has a model.
         kernels: Shapes of products that earlier stages of this process have met.
-        slack: Heap over live memory.
     """
     whole, work = work, work.shared(hardware.world_size)
     memory = _state(work, hardware, sharding)
@@ -103,7 +102,7 @@ def predict(
     if hardware.is_cpu:
         memory["kernels"] = KERNEL_BYTES * min(MOST_KERNELS, kernels + products(work))
         memory["data"] = RECORD_BYTES * work.text_bytes
-        memory["kept when freed"] = (slack - 1) * sum(memory.values())
+        memory["kept when freed"] = (SLACK - 1) * sum(memory.values())
         memory["tokenising"] = ENCODING_BYTES * work.batched_bytes
     memory["framework"] = base_bytes
     model = work.model
@@ -160,11 +159,51 @@ def _activations(work: Workload, speed: Speed) -> float:
 
 
 def _cache(work: Workload) -> float:
-    """Keys and values of a rollout, and their copy when finished rows are dropped."""
-    model = work.model
-    column = 2 * 4 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
+    """Keys and values of the largest rollout."""
     sizes = [len(one.replies) * (max(one.prompts) + max(one.replies)) for one in work.experience]
-    return 1.75 * column * max(sizes, default=0)
+    return cache_bytes(work.model, max(sizes, default=0))
+
+
+def cache_bytes(model: ModelConfig, columns: int) -> float:
+    """Keys and values in float32, and their copy when finished rows are dropped.
+
+    Args:
+        model: The shape.
+        columns: Tokens of all rows together.
+    """
+    column = 2 * 4 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
+    return (1 + COMPACT_BELOW) * column * columns
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """The exams that follow a stage of a life, in the same process.
+
+    Attributes:
+        questions: Tokens of each.
+        max_new_tokens: Longest reply.
+    """
+
+    questions: list[int]
+    max_new_tokens: int
+
+    @property
+    def kernels(self) -> int:
+        """Shapes of products: attention has two for every new token."""
+        return 2 * self.max_new_tokens * -(-len(self.questions) // EXAM_ROWS)
+
+    def memory(self, model: ModelConfig, base_bytes: float, kernels: int) -> float:
+        """Bytes of the process on a CPU while replies are written.
+
+        Args:
+            model: Shape of the model.
+            base_bytes: Memory of the process before it has a model.
+            kernels: Shapes that the process has met by then.
+        """
+        rows = min(EXAM_ROWS, len(self.questions))
+        columns = rows * (max(self.questions, default=0) + self.max_new_tokens)
+        held = 4 * model.parameters() + cache_bytes(model, columns)
+        return base_bytes + SLACK * (held + KERNEL_BYTES * min(MOST_KERNELS, kernels))
 
 
 def products(work: Workload) -> int:

@@ -83,6 +83,7 @@ class Workload:
         validation: Batches of one validation.
         text_bytes: Text that is read and tokenised before the first step.
         batched_bytes: As much of it as is tokenised in one go.
+        speaks: Whether the model that is kept writes text, and sits exams that ask for it.
     """
 
     model: ModelConfig
@@ -95,6 +96,7 @@ class Workload:
     validation: Step = field(default_factory=list)
     text_bytes: int = 0
     batched_bytes: int = 0
+    speaks: bool = True
 
     def shared(self, ranks: int) -> Workload:
         """One rank's part, where several share every step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,7 @@ def build(config: RewardConfig) -> Job:
 
 def needs(config: RewardConfig, survey: Survey) -> Workload:
     """What a reward model asks of a machine; only the form `prior` has a head over all tokens."""
-    work = config.needs(survey)
+    work = replace(config.needs(survey), speaks=False)
     return work if config.form == "prior" else headless(work)
 
 
