@@ -9,7 +9,7 @@ from typing import Any
 
 from instar.checkpoint import read_model_config
 from instar.data.packing import Row, conversation_row
-from instar.data.pairs import preference_pairs
+from instar.data.pairs import Pair, preference_pairs
 from instar.data.readers import Record, read_all
 from instar.errors import UserError
 from instar.model.config import ModelConfig
@@ -83,9 +83,9 @@ class Survey:
             return [NO_LIMIT]
 
     def preferred_replies(self) -> list[int]:
-        """Tokens of the replies that its preferences compare; as ``taught_replies`` without any."""
+        """Tokens of the replies that its preferences choose; as ``taught_replies`` without any."""
         try:
-            return [extent.learnt // 2 for extent in self.pairs([PREFERENCES])]
+            return [sum(pair.chosen.learn) for pair in self._pairs([PREFERENCES])]
         except UserError:
             return self.taught_replies()
 
@@ -95,10 +95,12 @@ class Survey:
 
     def pairs(self, paths: Sequence[Path]) -> list[Extent]:
         """Preference pairs, two rows each."""
-        records = self.records(paths, ("messages", "chosen", "rejected"))
-        found = preference_pairs(records, self.tokenizer, NO_LIMIT)
-        both = [(_extent(pair.chosen), _extent(pair.rejected)) for pair in found]
+        both = [(_extent(pair.chosen), _extent(pair.rejected)) for pair in self._pairs(paths)]
         return [Extent(2, max(c.width, r.width), c.learnt + r.learnt) for c, r in both]
+
+    def _pairs(self, paths: Sequence[Path]) -> list[Pair]:
+        records = self.records(paths, ("messages", "chosen", "rejected"))
+        return preference_pairs(records, self.tokenizer, NO_LIMIT)
 
     def prompts(self, paths: Sequence[Path]) -> list[int]:
         """Tokens of prompts, rendered for a reply."""
