@@ -75,7 +75,9 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         print(json.dumps(as_json(plans, hardware), indent=1))
     else:
-        show(plans, hardware, costs(run, list(plans)), Console(highlight=False))
+        # What an earlier run took says something of this machine only.
+        before = costs(run, list(plans)) if hardware.is_cpu else {}
+        show(plans, hardware, before, Console(highlight=False))
     return 0
 
 

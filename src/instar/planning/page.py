@@ -56,8 +56,8 @@ def _stages(
         for sharding, p in one.alone.items():
             row = [
                 name,
-                f"{p.tokens / 1e6:,.1f}M",
-                f"{p.tokens / p.wall_s:,.0f}",
+                _count(p.tokens),
+                _count(p.tokens / p.wall_s),
                 _time(p.wall_s),
                 _gib(p.memory_bytes),
             ]
@@ -98,23 +98,31 @@ def _thumbs(plans: Mapping[str, StagePlan], known: Mapping[str, Mapping[str, Any
         thumb = rules(one.work.model, p.tokens)
         held = _gib(known[name]["peak_rss_bytes"]) if name in known else "–"
         size = one.work.model.parameters()
-        table.add_row(name, "P = L(4d² + dV)", _millions(thumb.parameters), _millions(size), "–")
+        table.add_row(name, "P = L(4d² + dV)", _count(thumb.parameters), _count(size), "–")
         table.add_row("", "28 P bytes", _gib(thumb.memory_bytes), _gib(p.memory_bytes), held)
         table.add_row("", "6 P N", f"{thumb.flops:.1e}", f"{p.flops:.1e}", "–")
     return table
 
 
-def _millions(amount: float) -> str:
-    return f"{amount / 1e6:,.1f}M"
+def _count(number: float) -> str:
+    """A number for people: ``940``, ``61.4k``, ``2.16M``, ``2.52B``."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
 
 
 def _gib(amount: float) -> str:
     """Bytes for people."""
+    if amount < GIB:
+        return f"{amount / 2**20:.0f} MiB"
     return f"{amount / GIB:.2f} GiB" if amount < 10 * GIB else f"{amount / GIB:.0f} GiB"
 
 
 def _time(seconds: float) -> str:
     """Seconds for people."""
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
     if seconds < 600:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 3 * 3600 else f"{seconds / 3600:.1f} h"
