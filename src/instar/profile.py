@@ -257,7 +257,7 @@ def category(event: FunctionEvent, regions: dict[int, str]) -> str:
     kind, _, name = event.name.partition("::")
     if kind in ("aten", "mkldnn") and name in PRODUCTS:
         return "matrix products"
-    known = kind in ("aten", "mkldnn", "autograd") or event.name.endswith(("Backward", "Backward0"))
+    known = kind in ("aten", "mkldnn") or event.name.endswith(("Backward", "Backward0"))
     return "element-wise" if known else "other"
 
 
