@@ -24,9 +24,10 @@ from instar.planning import hardware as machines
 from instar.planning.hardware import Hardware
 from instar.planning.page import show
 from instar.planning.prediction import SHARDINGS, Sitting, StagePlan, predict, products
-from instar.planning.speed import Speed, measured, reckoned
+from instar.planning.reckoned import reckoned
 from instar.planning.survey import Survey, sampled_primer
 from instar.planning.thumb import rules
+from instar.planning.trial import Trial
 from instar.planning.workload import Workload
 from instar.recipes import find, known
 from instar.stages.base import StageConfig
@@ -103,9 +104,9 @@ def plan(
             raise UserError(f"this life has no stage {name!r}", f"It has: {', '.join(configs)}.")
     memory = psutil.Process().memory_info()
     plans: dict[str, StagePlan] = {}
-    speeds: dict[Any, Speed] = {}
     met = 0
     with surveyed(configs) as survey:
+        trial = Trial(survey.tokenizer)
         exams = exams or ExamConfig()
         exam = Sitting(questions(exams, survey), exams.max_new_tokens)
         for name, config in configs.items():
@@ -124,16 +125,13 @@ def plan(
                     work, {s: predict(work, speed, hardware, s) for s in shared}
                 )
                 continue
-            key = (work.model, work.training.optimizer.name, bool(work.experience))
-            if key not in speeds:
-                speeds[key] = measured(
-                    work.model, work.training.optimizer, survey.tokenizer, bool(work.experience)
-                )
+            optimizer, sampled = work.training.optimizer, bool(work.experience)
+            speed = trial.speed(work.model, optimizer, sampled)
             # The libraries' code counts once it has been used, which the trial has done.
             touched = getattr(psutil.Process().memory_info(), "shared", 0)
             base = memory.rss + touched - getattr(memory, "shared", 0)
-            alone = predict(work, speeds[key], hardware, base_bytes=base)
-            life = predict(work, speeds[key], hardware, base_bytes=base, kernels=before)
+            alone = predict(work, speed, hardware, base_bytes=base)
+            life = predict(work, speed, hardware, base_bytes=base, kernels=before)
             sat = exam.memory(work.model, base, met) if work.speaks else 0.0
             plans[name] = StagePlan(work, {"ddp": alone}, max(life.memory_bytes, sat))
     return plans

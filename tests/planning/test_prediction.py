@@ -16,7 +16,8 @@ from instar.planning.prediction import (
     predict,
     products,
 )
-from instar.planning.speed import Line, Speed, reckoned
+from instar.planning.reckoned import reckoned
+from instar.planning.speed import Line, Speed
 from instar.planning.thumb import rules
 from instar.planning.workload import Experience, Extent, Workload
 from instar.training.loop import TrainingConfig
