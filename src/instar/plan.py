@@ -104,7 +104,7 @@ def plan(
             raise UserError(f"this life has no stage {name!r}", f"It has: {', '.join(configs)}.")
     memory = psutil.Process().memory_info()
     plans: dict[str, StagePlan] = {}
-    met = 0
+    met: set[tuple[object, ...]] = set()
     with surveyed(configs) as survey:
         trial = Trial(survey.tokenizer)
         exams = exams or ExamConfig()
@@ -115,7 +115,7 @@ def plan(
                 continue
             work: Workload = needs(config, survey)
             survey.models[config.out] = work.model
-            before, met = met, met + products(work) + exam.kernels * work.speaks
+            before, met = met, met | products(work) | (exam.products if work.speaks else set())
             if only and name not in only:
                 continue
             if not hardware.is_cpu:
@@ -131,8 +131,8 @@ def plan(
             touched = getattr(psutil.Process().memory_info(), "shared", 0)
             base = memory.rss + touched - getattr(memory, "shared", 0)
             alone = predict(work, speed, hardware, base_bytes=base)
-            life = predict(work, speed, hardware, base_bytes=base, kernels=before)
-            sat = exam.memory(work.model, base, met) if work.speaks else 0.0
+            life = predict(work, speed, hardware, base_bytes=base, met=before)
+            sat = exam.memory(work.model, base, len(met)) if work.speaks else 0.0
             plans[name] = StagePlan(work, {"ddp": alone}, max(life.memory_bytes, sat))
     return plans
 

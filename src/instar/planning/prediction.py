@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -84,7 +84,7 @@ def predict(
     hardware: Hardware,
     sharding: Sharding = "ddp",
     base_bytes: float = CONTEXT_BYTES,
-    kernels: int = 0,
+    met: Set[tuple[object, ...]] = frozenset(),
 ) -> Prediction:
     """Add a stage up.
 
@@ -94,13 +94,13 @@ def predict(
         hardware: Where it runs.
         sharding: What several devices split.
         base_bytes: Memory of the process before it has a model.
-        kernels: Shapes of products that earlier stages of this process have met.
+        met: Shapes of products that earlier stages of this process have met.
     """
     whole, work = work, work.shared(hardware.world_size)
     memory = _state(work, hardware, sharding)
     memory |= {"activations": _activations(work, speed), "kv cache": _cache(work)}
     if hardware.is_cpu:
-        memory["kernels"] = KERNEL_BYTES * min(MOST_KERNELS, kernels + products(work))
+        memory["kernels"] = KERNEL_BYTES * min(MOST_KERNELS, len(products(work) | met))
         memory["data"] = RECORD_BYTES * work.text_bytes
         memory["kept when freed"] = (SLACK - 1) * sum(memory.values())
         memory["tokenising"] = ENCODING_BYTES * work.batched_bytes
@@ -188,9 +188,12 @@ class Sitting:
     max_new_tokens: int
 
     @property
-    def kernels(self) -> int:
-        """Shapes of products: attention has two for every new token."""
-        return 2 * self.max_new_tokens * -(-len(self.questions) // EXAM_ROWS)
+    def products(self) -> set[tuple[object, ...]]:
+        """Shapes that are met if no row ends early: attention has two for every new token."""
+        longest = sorted(self.questions, reverse=True)[::EXAM_ROWS]
+        columns = {prompt + new for prompt in longest for new in range(1, self.max_new_tokens)}
+        rows = min(EXAM_ROWS, len(self.questions))
+        return {("decoding", (rows, size), part) for size in columns for part in range(2)}
 
     def memory(self, model: ModelConfig, base_bytes: float, kernels: int) -> float:
         """Bytes of the process on a CPU while replies are written.
@@ -206,21 +209,25 @@ class Sitting:
         return base_bytes + SLACK * (held + KERNEL_BYTES * min(MOST_KERNELS, kernels))
 
 
-def products(work: Workload) -> int:
+def products(work: Workload) -> set[tuple[object, ...]]:
     """Different shapes of matrix products that a stage meets; oneDNN keeps a kernel for each."""
     model = work.model
     d, f = model.hidden_size, model.intermediate_size
     queries = model.num_attention_heads * model.head_dim
     keys = model.num_key_value_heads * model.head_dim
-    linear = len({(d, queries), (d, keys), (queries, d), (d, f), (f, d)})
+    linear = {(d, queries), (d, keys), (queries, d), (d, f), (f, d)}
     extents = {(e.rows, e.width) for step in work.steps for e in step}
     heads = {-(-e.learnt // GRAIN) for step in work.steps for e in step if e.learnt < CHUNK}
     # Forward, and backward to both factors; attention has two products.
-    learning = 3 * linear * len({r * w for r, w in extents}) + 6 * len(extents) + 3 * len(heads)
-    reading = (linear + 2) * len({(e.rows, e.width) for e in work.validation} - extents)
+    met: set[tuple[object, ...]] = {("head", n, part) for n in heads for part in range(3)}
+    met |= {(shape, r * w, part) for r, w in extents for shape in linear for part in range(3)}
+    met |= {("attention", extent, part) for extent in extents for part in range(6)}
+    for extent in work.validation:
+        met |= {(shape, extent.tokens, 0) for shape in linear}
+        met |= {("attention", (extent.rows, extent.width), part) for part in range(2)}
     sampled = {size for one in work.experience for size in decoding(one)}
-    sampling = (linear + 1) * len({rows for rows, _ in sampled}) + 2 * len(sampled)
-    return learning + reading + sampling
+    met |= {(shape, rows, 0) for rows, _ in sampled for shape in linear}
+    return met | {("decoding", size, part) for size in sampled for part in range(2)}
 
 
 def _seconds(
