@@ -17,6 +17,7 @@ ORDER = (
     "files",
     "config",
     "distributed",
+    "machine",
     "data.schema",  # the records themselves: words without tensors
     "data.readers",  # and how they are read; a tokenizer learns from such files
     "tokenizer",
@@ -30,6 +31,7 @@ ORDER = (
     "generation",
     "rollout",
     "training",
+    "planning",
     "evaluation",
     "recipes",
     "stages",
@@ -37,6 +39,8 @@ ORDER = (
     "serving",
     "export",
     "grow",
+    "plan",
+    "profile",
     "cli",
     "__main__",
 )

@@ -12,6 +12,8 @@ from instar.memory import keep_freed_memory
 
 VERBS: dict[str, tuple[str, str]] = {
     "grow": ("instar.grow", "raise a model through its whole life, with exams and a report"),
+    "plan": ("instar.plan", "predict memory and time of every stage, before any is run"),
+    "profile": ("instar.profile", "show where the time of a stage's steps goes"),
     "data": ("instar.stages.verb", "write the embedded primer as files"),
     "tokenizer": ("instar.tokenizer.verbs", "train a byte-pair tokenizer, encode, look inside"),
     "pretrain": ("instar.stages.verb", "teach a fresh model to continue text"),

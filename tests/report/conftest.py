@@ -88,6 +88,17 @@ def rows(name: str, rng: random.Random) -> list[dict]:
     return found
 
 
+def resources(wall_s: float, gib: float) -> list[dict]:
+    """What the monitor wrote: two sittings, the second with a clock of its own."""
+    half = range(1, int(wall_s / 4))
+    found = []
+    for i in [*half, *half]:
+        row = {"elapsed_s": 2.0 * i, "cpu_percent": 190.0 + i % 7, "memory_percent": 9.0}
+        row |= {"rss_bytes": int(gib * 2**30 * (0.7 + 0.3 * i / len(half)))}
+        found.append(row)
+    return found
+
+
 def write(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
@@ -142,6 +153,10 @@ def write_run(run: Path) -> Path:
             lineage["parameters"] = 3_670_000
             (directory / "metrics.jsonl").write_text(
                 "".join(json.dumps(row) + "\n" for row in rows(name, rng)) + '{"step": 16',
+                encoding="utf-8",
+            )
+            (directory / "resources.jsonl").write_text(
+                "".join(json.dumps(row) + "\n" for row in resources(wall, gib)),
                 encoding="utf-8",
             )
         write(directory / "lineage.json", lineage)

@@ -77,6 +77,13 @@ class ModelConfig(Config):
         block = attention + 3 * d * self.intermediate_size
         return self.num_hidden_layers * block + self.vocab_size * d
 
+    def parameters(self) -> int:
+        """All weights of a language model of this shape."""
+        norms = 2 * self.hidden_size + (2 * self.head_dim if self.family == "qwen3" else 0)
+        untied = 0 if self.tie_word_embeddings else self.vocab_size * self.hidden_size
+        vectors = self.num_hidden_layers * norms + self.hidden_size
+        return self.matrix_parameters() + untied + vectors
+
     def flops_per_token(self, context: int, backward: bool = True) -> int:
         """Floating-point operations for one token at a mean context length.
 

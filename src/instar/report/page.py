@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from instar.files import write_json, write_text
 from instar.report import plots, tables
+from instar.report.resources import timelines
 from instar.report.tables import Record, Stage
 
 
@@ -138,6 +139,7 @@ def render(record: Record, stages: Sequence[Stage]) -> str:
         names={stage.name: NAMES.get(stage.name, (stage.name, "")) for stage in stages},
         summary=summary(record),
         resources=_resources(stages),
+        timelines=timelines(stages),
         curves={stage.name: charts for stage in stages if (charts := _curves(stage))},
         sat=sat,
         exams=[_row(exam, sat, record["forgetting"]) for exam in _in_order(sat)],

@@ -99,6 +99,59 @@ def curve(lines: Sequence[Line], title: str, unit: str, stage: str) -> Markup:
         return _inline(figure, f"{title} over the steps of {stage}: {last}")
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """One stage's part of a timeline.
+
+    Attributes:
+        label: Name of the stage.
+        times: Seconds since it began.
+        values: One a time.
+    """
+
+    label: str
+    times: Sequence[float]
+    values: Sequence[float]
+
+
+def timeline(stretches: Sequence[Stretch], title: str, unit: str) -> Markup:
+    """A quantity over the whole life, one stage behind the other.
+
+    Args:
+        stretches: The stages' parts, none of them empty.
+        title: What is drawn.
+        unit: Unit of the vertical axis.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 1.9), layout="constrained")
+        axes = figure.subplots()
+        whole = sum(stretch.times[-1] for stretch in stretches)
+        scale, clock = (60, "min") if whole > 180 else (1, "s")
+        highest = max(max(stretch.values) for stretch in stretches)
+        begin = 0.0
+        for place, stretch in enumerate(stretches):
+            times = (begin + _thin(stretch.times)) / scale
+            end = begin + stretch.times[-1]
+            if place % 2 == 0:
+                axes.axvspan(begin / scale, end / scale, color=INK, alpha=0.06, linewidth=0)
+            values = _thin(stretch.values)
+            alone = "o" if len(values) == 1 else None
+            axes.plot(times, values, color=COLOURS["train"], linewidth=1.3, marker=alone)
+            wide = stretch.times[-1] > 0.045 * whole
+            if wide:
+                middle = (begin + end) / 2 / scale
+                axes.text(middle, 1.2 * highest, stretch.label, ha="center", va="top", fontsize=8)
+            begin = end
+        axes.set_title(f"{title} ({unit})", loc="left", fontsize=10)
+        axes.set_xlabel(clock)
+        axes.set_xlim(0, begin / scale)
+        axes.set_ylim(0, 1.25 * highest or 1.0)
+        axes.grid(axis="y")
+        axes.locator_params(axis="y", nbins=5)
+        told = ", ".join(f"{s.label} at most {max(s.values):,.3g}" for s in stretches)
+        return _inline(figure, f"{title} in {unit} over the whole life: {told}")
+
+
 def bars(labels: Sequence[str], values: Sequence[float], title: str, unit: str) -> Markup:
     """One bar a stage, its value written beside it.
 

@@ -29,6 +29,7 @@ class Stage:
         name: Name of its directory.
         lineage: Where it came from, its config and its cost.
         metrics: Rows of the training log.
+        resources: Samples of what it took of the machine.
         exams: Exam name to score, stderr, n and groups.
         samples: Prompts with this stage's replies.
         comparison: The stage against another one, usually SFT.
@@ -38,6 +39,7 @@ class Stage:
     name: str
     lineage: Record
     metrics: list[Record] = field(default_factory=list)
+    resources: list[Record] = field(default_factory=list)
     exams: Record = field(default_factory=dict)
     samples: list[Record] = field(default_factory=list)
     comparison: Record = field(default_factory=dict)
@@ -77,14 +79,17 @@ def _read_stage(directory: Path) -> Stage:
         path = directory / name
         return _parse(path, path.read_text(encoding="utf-8")) if path.exists() else default
 
-    log = directory / "metrics.jsonl"
-    lines = log.read_text(encoding="utf-8").split("\n") if log.exists() else [""]
-    # Whatever follows the last line break is a row that was still being written.
-    rows = [_parse(log, line) for line in lines[:-1] if line]
+    def rows(name: str) -> list[Record]:
+        log = directory / name
+        lines = log.read_text(encoding="utf-8").split("\n") if log.exists() else [""]
+        # Whatever follows the last line break is a row that was still being written.
+        return [_parse(log, line) for line in lines[:-1] if line]
+
     return Stage(
         name=directory.name,
         lineage=read("lineage.json", {}),
-        metrics=rows,
+        metrics=rows("metrics.jsonl"),
+        resources=rows("resources.jsonl"),
         exams=read("exams.json", {}).get("exams", {}),
         samples=read("samples.json", []),
         comparison=read("comparison.json", {}),

@@ -35,6 +35,8 @@ from instar.lineage import (
 from instar.model import CausalLM, ScoreModel
 from instar.model.transformer import Headed
 from instar.objectives.base import Objective
+from instar.planning.survey import Survey
+from instar.planning.workload import Workload
 from instar.tokenizer.hf import Tokenizer
 from instar.training.display import Display
 from instar.training.eight_bit import float8_products
@@ -158,12 +160,16 @@ class Stage(Generic[S]):
         summary: One line for `--help`.
         config: Class of its config.
         run: Does it; returns the directory it wrote.
+        build: Makes what is trained; none for stages that train nothing.
+        needs: What it will ask of a machine, given its data; the same.
     """
 
     name: str
     summary: str
     config: type[S]
     run: Callable[[S, Display], Path]
+    build: Callable[[S], Job] | None = None
+    needs: Callable[[S, Survey], Workload] | None = None
 
 
 def up_to_date(out: Path, provenance: dict[str, Any], display: Display) -> bool:
@@ -257,7 +263,7 @@ def _train(
             "nothing",
             "Leave them out.",
         )
-    objective = _prepared(job.objective.to(default_device()), training)
+    objective = prepared(job.objective.to(default_device()), training)
     dtype = resolve(training.precision, default_device())
     learner = Learner(objective, training.parallel, dtype)
     optimizers = Optimizers(learner.objective, training.optimizer)
@@ -297,7 +303,7 @@ def _train(
     return progress
 
 
-def _prepared(objective: Objective, training: TrainingConfig) -> Objective:
+def prepared(objective: Objective, training: TrainingConfig) -> Objective:
     """Its models told how to compute, before they are copied or spread.
 
     Raises:

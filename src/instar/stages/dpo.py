@@ -17,6 +17,8 @@ from instar.data.sources import Annotated as AnnotatedSource
 from instar.distributed import default_device
 from instar.objectives.language import batch_logprobs
 from instar.objectives.preference import DPO, IPO, ORPO, PairLoss, Pairwise, SimPO
+from instar.planning.survey import Survey
+from instar.planning.workload import Workload
 from instar.stages.base import Job, Stage, trained
 from instar.stages.pairs import PairsConfig
 from instar.stages.validation import held_out
@@ -131,4 +133,12 @@ def build(config: DPOConfig) -> Job:
     return Job(objective, source, policy, tokenizer, lambda tokens: flops * tokens, validate)
 
 
-STAGE = Stage("dpo", "learn from preference pairs directly", DPOConfig, trained(build))
+def needs(config: DPOConfig, survey: Survey) -> Workload:
+    """What learning from pairs asks of a machine; a reference reads every pair as well."""
+    reference = int(config.loss.make().needs_reference)
+    return replace(config.needs(survey), frozen=reference, readings=reference)
+
+
+STAGE = Stage(
+    "dpo", "learn from preference pairs directly", DPOConfig, trained(build), build, needs
+)

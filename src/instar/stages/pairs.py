@@ -13,6 +13,8 @@ from instar.data.pairs import Pair, pad_pairs, preference_pairs
 from instar.data.readers import read_all
 from instar.data.sources import ExampleSource
 from instar.distributed import world
+from instar.planning.survey import Survey
+from instar.planning.workload import Workload, cut, example_steps
 from instar.stages.base import TrainedStageConfig
 from instar.tokenizer.hf import Tokenizer
 
@@ -46,6 +48,18 @@ class PairsConfig(TrainedStageConfig):
         """The pairs in some files."""
         records = read_all(map(self.at, paths), ("messages", "chosen", "rejected"))
         return preference_pairs(records, tokenizer, context)
+
+    def needs(self, survey: Survey) -> Workload:
+        """What one model that learns from the pairs asks of a machine."""
+        steps = self.training.steps
+        pairs = survey.pairs(self.data)
+        return Workload(
+            survey.model(self.init),
+            self.training,
+            example_steps(pairs, self.batch_size, self.micro_tokens, self.seed, steps),
+            validation=cut(survey.whole().pairs(self.valid), self.batch_size),
+            text_bytes=survey.text_bytes(*self.data),
+        )
 
     def source(self, pairs: list[Pair], tokenizer: Tokenizer) -> ExampleSource[Pair]:
         """Batches to train on, in an order of the seed's."""

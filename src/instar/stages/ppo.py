@@ -12,6 +12,8 @@ from instar.data.readers import read_all
 from instar.distributed import default_device
 from instar.generation.engine import Engine
 from instar.objectives.clipped import ActorCritic
+from instar.planning.survey import Survey
+from instar.planning.workload import Workload, rollout_steps, rollouts
 from instar.rollout.judges import Preferred
 from instar.rollout.source import RolloutConfig, RolloutSource
 from instar.stages.base import Job, Stage, TrainedStageConfig, trained
@@ -101,4 +103,22 @@ def build(config: PPOConfig) -> Job:
     )
 
 
-STAGE = Stage("ppo", "improve the policy with a reward model", PPOConfig, trained(build))
+def needs(config: PPOConfig, survey: Survey) -> Workload:
+    """What PPO asks of a machine: policy, reference, critic and reward model read each rollout."""
+    prompts, replies = survey.prompts(config.prompts), survey.preferred_replies()
+    steps = config.training.steps
+    made = rollouts(prompts, replies, config.rollout, steps, readings=2, scorings=2)
+    return Workload(
+        survey.model(config.init),
+        config.training,
+        rollout_steps(made, config.rollout, kept=1.0),
+        learners=2,
+        frozen=2,
+        experience=made,
+        text_bytes=survey.text_bytes(*config.prompts),
+    )
+
+
+STAGE = Stage(
+    "ppo", "improve the policy with a reward model", PPOConfig, trained(build), build, needs
+)

@@ -13,10 +13,12 @@ from instar.data.packing import pack_documents
 from instar.data.readers import read_all
 from instar.data.sources import PackedSource
 from instar.distributed import world
-from instar.evaluation.bits import bits_per_byte
+from instar.evaluation.bits import TOKENS_A_BATCH, bits_per_byte
 from instar.model import CausalLM, ModelConfig
 from instar.model.transformer import initialize
 from instar.objectives.language import NextToken
+from instar.planning.survey import Survey
+from instar.planning.workload import Extent, Workload, cut
 from instar.stages.base import Job, Stage, TrainedStageConfig, trained
 from instar.tokenizer.hf import Tokenizer
 
@@ -89,4 +91,23 @@ def build(config: PretrainConfig) -> Job:
     return Job(NextToken(model), source, model, tokenizer, lambda tokens: flops * tokens, validate)
 
 
-STAGE = Stage("pretrain", "teach a fresh model to continue text", PretrainConfig, trained(build))
+def needs(config: PretrainConfig, survey: Survey) -> Workload:
+    """What pretraining asks of a machine."""
+    rows = [
+        min(config.micro_batch, config.batch_size - at)
+        for at in range(0, config.batch_size, config.micro_batch)
+    ]
+    valid = survey.whole().documents(config.valid, config.valid_documents)
+    return Workload(
+        config.model.model_copy(update={"vocab_size": survey.vocab_size}),
+        config.training,
+        [[Extent(n, config.context, n * config.context) for n in rows]],
+        validation=cut(sorted(valid, key=len), TOKENS_A_BATCH // max(map(len, valid))),
+        text_bytes=survey.text_bytes(*config.data),
+        batched_bytes=survey.text_bytes(*config.data),
+    )
+
+
+STAGE = Stage(
+    "pretrain", "teach a fresh model to continue text", PretrainConfig, trained(build), build, needs
+)

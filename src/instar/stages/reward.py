@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,8 @@ from instar.checkpoint import score_model_from
 from instar.distributed import default_device
 from instar.model.config import RewardForm
 from instar.objectives.reward import BradleyTerry
+from instar.planning.survey import Survey
+from instar.planning.workload import Workload, headless
 from instar.stages.base import Job, Stage, trained
 from instar.stages.pairs import PairsConfig
 from instar.stages.validation import held_out
@@ -48,4 +51,12 @@ def build(config: RewardConfig) -> Job:
     return Job(objective, source, model, tokenizer, lambda tokens: flops * tokens, validate)
 
 
-STAGE = Stage("reward", "learn which of two replies is better", RewardConfig, trained(build))
+def needs(config: RewardConfig, survey: Survey) -> Workload:
+    """What a reward model asks of a machine; only the form `prior` has a head over all tokens."""
+    work = replace(config.needs(survey), speaks=False)
+    return work if config.form == "prior" else headless(work)
+
+
+STAGE = Stage(
+    "reward", "learn which of two replies is better", RewardConfig, trained(build), build, needs
+)

@@ -13,6 +13,8 @@ from instar.distributed import default_device
 from instar.errors import UserError
 from instar.generation.engine import Engine
 from instar.objectives.clipped import ClippedPolicy
+from instar.planning.survey import Survey
+from instar.planning.workload import Workload, rollout_steps, rollouts
 from instar.rollout.advantages import Normalisation
 from instar.rollout.judges import Verified
 from instar.rollout.source import RolloutConfig, RolloutSource
@@ -96,4 +98,29 @@ def build(config: RLVRConfig) -> Job:
     )
 
 
-STAGE = Stage("rlvr", "reinforce answers that a program verifies", RLVRConfig, trained(build))
+def needs(config: RLVRConfig, survey: Survey) -> Workload:
+    """What RLVR asks of a machine.
+
+    How many tasks will be undecided nobody knows before. If their difficulties were spread evenly,
+    n samples would agree by chance in 2 of n + 1 cases.
+    """
+    rollout, steps = config.rollout, config.training.steps
+    reference = int(config.kl_weight > 0)
+    on_policy = rollout.epochs * rollout.minibatches == 1
+    prompts, replies = survey.prompts(config.tasks), survey.taught_replies()
+    readings = reference + (not on_policy)
+    made = rollouts(prompts, replies, rollout, steps, readings, scorings=0)
+    kept = 1 - 2 / (rollout.samples + 1) if config.skip_decided and rollout.samples > 1 else 1.0
+    return Workload(
+        survey.model(config.init),
+        config.training,
+        rollout_steps(made, rollout, kept),
+        frozen=reference,
+        experience=made,
+        text_bytes=survey.text_bytes(*config.tasks),
+    )
+
+
+STAGE = Stage(
+    "rlvr", "reinforce answers that a program verifies", RLVRConfig, trained(build), build, needs
+)

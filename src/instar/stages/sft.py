@@ -13,6 +13,8 @@ from instar.data.readers import read_all
 from instar.data.sources import ExampleSource
 from instar.distributed import default_device, world
 from instar.objectives.language import NextToken
+from instar.planning.survey import Survey
+from instar.planning.workload import Extent, Workload, cut, example_steps
 from instar.stages.base import Job, Stage, TrainedStageConfig, trained
 from instar.stages.validation import held_out
 from instar.tokenizer.hf import Tokenizer
@@ -87,4 +89,24 @@ def build(config: SFTConfig) -> Job:
     return Job(objective, source, model, tokenizer, lambda tokens: flops * tokens, validate)
 
 
-STAGE = Stage("sft", "teach a pretrained model to answer", SFTConfig, trained(build))
+def needs(config: SFTConfig, survey: Survey) -> Workload:
+    """What fine-tuning asks of a machine."""
+    model = survey.model(config.init)
+    examples = survey.conversations(config.data)
+    if config.replay:
+        longest = model.max_position_embeddings
+        documents = survey.documents(config.replay, config.replay_documents)
+        examples += [Extent(1, min(d.width, longest), min(d.learnt, longest)) for d in documents]
+    return Workload(
+        model,
+        config.training,
+        example_steps(
+            examples, config.batch_size, config.micro_tokens, config.seed, config.training.steps
+        ),
+        validation=cut(survey.whole().conversations(config.valid), config.batch_size),
+        text_bytes=survey.text_bytes(*config.data, *config.replay),
+        batched_bytes=survey.text_bytes(*config.replay, most=config.replay_documents),
+    )
+
+
+STAGE = Stage("sft", "teach a pretrained model to answer", SFTConfig, trained(build), build, needs)

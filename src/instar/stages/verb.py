@@ -29,24 +29,34 @@ def main(name: str, argv: list[str]) -> int:
         if not asks_help:
             raise UserError(f"`instar {name}` needs a YAML file first", f"For example: {default}")
         argv = [str(default), *argv]
-    path = Path(argv[0])
-    # As `grow` does: a recipe's stages live in a directory of that recipe's name.
-    values = {"run": f"runs/{path.resolve().parent.name}"} | read_yaml(path)
-    config = stage.config.parse(values, str(path))
-    description = (
-        f"{stage.config.__doc__}\n\nDefaults below are those of {argv[0]}. `--training.` may be "
-        "left out: --optimizer.lr 3e-4."
-    )
-    config = override(
-        config,
-        [_whole(option, stage.config) for option in argv[1:]],
-        f"instar {name} FILE.yaml",
-        description,
-    )
+    config = read(name, Path(argv[0]), argv[1:], f"instar {name} FILE.yaml")
     with launched(), Display() as display:
         out = stage.run(config, display)
         display.note(f"{name}: wrote {out}")
     return 0
+
+
+def read(name: str, path: Path, options: list[str], prog: str) -> StageConfig:
+    """A stage's config from its file, and what the command line changes of it.
+
+    Args:
+        name: The stage.
+        path: Its YAML file.
+        options: Such as ``--optimizer.lr 3e-4``; ``--help`` explains all of them.
+        prog: What to call the command in that help.
+
+    Raises:
+        UserError: As ``read_yaml`` and ``override`` do.
+    """
+    cls = STAGES[name].config
+    # As `grow` does: a recipe's stages live in a directory of that recipe's name.
+    values = {"run": f"runs/{path.resolve().parent.name}"} | read_yaml(path)
+    description = (
+        f"{cls.__doc__}\n\nDefaults below are those of {path}. `--training.` may be left out: "
+        "--optimizer.lr 3e-4."
+    )
+    options = [_whole(option, cls) for option in options]
+    return override(cls.parse(values, str(path)), options, prog, description)
 
 
 def _whole(option: str, config: type[StageConfig]) -> str:

@@ -1,0 +1,189 @@
+"""What every stage of a recipe will take, before any of them is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import psutil
+import tyro
+from rich.console import Console
+
+from instar.config import read_config
+from instar.errors import UserError
+from instar.evaluation.examine import ExamConfig
+from instar.files import read_json
+from instar.grow import LifeConfig, read_stage
+from instar.lineage import LINEAGE
+from instar.planning import hardware as machines
+from instar.planning.hardware import Hardware
+from instar.planning.page import show
+from instar.planning.prediction import SHARDINGS, Sitting, StagePlan, predict, products
+from instar.planning.reckoned import reckoned
+from instar.planning.survey import Survey, sampled_primer
+from instar.planning.thumb import rules
+from instar.planning.trial import Trial
+from instar.planning.workload import Workload
+from instar.recipes import find, known
+from instar.stages.base import StageConfig
+from instar.stages.data import DataConfig
+from instar.stages.registry import STAGES
+from instar.stages.tokenizer import TokenizerConfig
+from instar.training.display import Display
+
+SAMPLE_CONVERSATIONS = 1500
+"""About so many conversations are looked at, and as large a part of everything else."""
+
+SAMPLE_VOCABULARY = 4096
+"""The most tokens that are learnt from such a sample; there is not text enough for more."""
+
+
+@dataclass
+class Arguments:
+    """Predict memory and time of every stage of a recipe, before any of them is run.
+
+    On this machine, the parts of the model are tried for some seconds. Other machines are reckoned
+    from their data sheets: then what is printed is an estimate that nobody has checked.
+    """
+
+    recipe: Annotated[str, tyro.conf.Positional] = "mini"
+    """A recipe's name, or a folder with a life.yaml."""
+    hardware: str = "cpu"
+    """`cpu` is this machine; else `H100`, `8xH100`, `2x8xH100` (nodes), A100, H200, 4090, …"""
+    out: Path | None = None
+    """Directory of the life; its data is looked at where there is any. runs/RECIPE by default."""
+    stage: list[str] = field(default_factory=list)
+    """Plan these stages and no others."""
+    json: bool = False
+    """Print JSON instead of tables."""
+
+
+def main(argv: list[str]) -> int:
+    """The verb ``plan``."""
+    description = f"{Arguments.__doc__}\n\nRecipes: {', '.join(known())}."
+    arguments = tyro.cli(Arguments, args=argv, prog="instar plan", description=description)
+    folder = find(arguments.recipe)
+    life = read_config(LifeConfig, folder / "life.yaml")
+    run = arguments.out or Path("runs") / folder.name
+    configs = {name: read_stage(folder / f"{name}.yaml", run) for name in life.stages}
+    hardware = machines.find(arguments.hardware)
+    plans = plan(configs, hardware, arguments.stage, life.exams)
+    if arguments.json:
+        print(json.dumps(as_json(plans, hardware), indent=1))
+    else:
+        # What an earlier run took says something of this machine only.
+        before = costs(run, list(plans)) if hardware.is_cpu else {}
+        show(plans, hardware, before, Console(highlight=False))
+    return 0
+
+
+def plan(
+    configs: dict[str, StageConfig],
+    hardware: Hardware,
+    only: list[str] | None = None,
+    exams: ExamConfig | None = None,
+) -> dict[str, StagePlan]:
+    """Predict the stages of a life.
+
+    Args:
+        configs: All stages of the life by name, in order.
+        hardware: Where they are to run.
+        only: The stages to predict; all that train something where it is empty.
+        exams: What is asked after each stage of the life.
+
+    Raises:
+        UserError: A stage reads something that no stage makes and that is not there.
+    """
+    for name in only or ():
+        if name not in configs:
+            raise UserError(f"this life has no stage {name!r}", f"It has: {', '.join(configs)}.")
+    memory = psutil.Process().memory_info()
+    plans: dict[str, StagePlan] = {}
+    met: set[tuple[object, ...]] = set()
+    with surveyed(configs) as survey:
+        trial = Trial(survey.tokenizer)
+        exams = exams or ExamConfig()
+        exam = Sitting(questions(exams, survey), exams.max_new_tokens)
+        for name, config in configs.items():
+            needs = STAGES[config.stage].needs
+            if needs is None:
+                continue
+            work: Workload = needs(config, survey)
+            survey.models[config.out] = work.model
+            before, met = met, met | products(work) | (exam.products if work.speaks else set())
+            if only and name not in only:
+                continue
+            if not hardware.is_cpu:
+                speed = reckoned(work.model, work.training.optimizer, hardware)
+                shared = SHARDINGS if hardware.world_size > 1 else SHARDINGS[:1]
+                plans[name] = StagePlan(
+                    work, {s: predict(work, speed, hardware, s) for s in shared}
+                )
+                continue
+            optimizer, sampled = work.training.optimizer, bool(work.experience)
+            speed = trial.speed(work.model, optimizer, sampled)
+            # The libraries' code counts once it has been used, which the trial has done.
+            touched = getattr(psutil.Process().memory_info(), "shared", 0)
+            base = memory.rss + touched - getattr(memory, "shared", 0)
+            alone = predict(work, speed, hardware, base_bytes=base)
+            life = predict(work, speed, hardware, base_bytes=base, met=before)
+            sat = exam.memory(work.model, base, len(met)) if work.speaks else 0.0
+            plans[name] = StagePlan(work, {"ddp": alone}, max(life.memory_bytes, sat))
+    return plans
+
+
+def questions(exams: ExamConfig, survey: Survey) -> list[int]:
+    """Tokens of each exam question, where there are any yet."""
+    path = survey.at(exams.exams)
+    return survey.whole().prompts([exams.exams]) if path.exists() else []
+
+
+@contextmanager
+def surveyed(configs: dict[str, StageConfig]) -> Iterator[Survey]:
+    """The life's data if it has any, else a small sample of the primer and a tokenizer of it."""
+    data = next((c for c in configs.values() if isinstance(c, DataConfig)), DataConfig())
+    tokenizer = next((c for c in configs.values() if isinstance(c, TokenizerConfig)), None)
+    scale = max(1.0, data.primer.conversations / SAMPLE_CONVERSATIONS)
+    run = next(iter(configs.values())).run
+    if (run / "tokenizer").is_dir() and (tokenizer is None or (run / "data").is_dir()):
+        yield Survey(run, every=round(scale))
+        return
+    with TemporaryDirectory() as folder:
+        sample = type(data.primer)(**sampled_primer(data.primer.model_dump(), scale))
+        quiet = Display(Console(quiet=True))
+        here: dict[str, Any] = {"run": Path(folder)}
+        STAGES["data"].run(data.model_copy(update=here | {"primer": sample}), quiet)
+        trained = tokenizer or TokenizerConfig()
+        small = here | {"vocab_size": min(trained.vocab_size, SAMPLE_VOCABULARY)}
+        STAGES["tokenizer"].run(trained.model_copy(update=small), quiet)
+        yield Survey(Path(folder), scale=scale, vocab_size=trained.vocab_size)
+
+
+def costs(run: Path, stages: list[str]) -> dict[str, Any]:
+    """What the stages of an earlier run took, by name; those that there are."""
+    found = {name: run / name / LINEAGE for name in stages}
+    return {name: read_json(path)["cost"] for name, path in found.items() if path.exists()}
+
+
+def as_json(plans: dict[str, StagePlan], hardware: Hardware) -> dict[str, Any]:
+    """The plan for programs: seconds, bytes, operations."""
+    stages: dict[str, Any] = {}
+    for name, one in plans.items():
+        first = next(iter(one.alone.values()))
+        stages[name] = {
+            "parameters": one.work.model.parameters(),
+            "tokens": first.tokens,
+            "flops": first.flops,
+            "predictions": {
+                sharding: asdict(p) | {"memory_bytes": p.memory_bytes, "wall_s": p.wall_s}
+                for sharding, p in one.alone.items()
+            },
+            "in_life_memory_bytes": one.in_life or None,
+            "rules_of_thumb": asdict(rules(one.work.model, first.tokens)),
+        }
+    return {"hardware": asdict(hardware), "stages": stages}

@@ -1,0 +1,312 @@
+"""Memory and time of a stage: sums over its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+from typing import Literal
+
+from instar.generation.engine import COMPACT_BELOW
+from instar.model.config import ModelConfig
+from instar.objectives.functional import CHUNK, GRAIN, KEPT_LOGITS
+from instar.planning.hardware import Hardware
+from instar.planning.speed import Speed
+from instar.planning.workload import Experience, Extent, Workload
+
+Sharding = Literal["ddp", "zero2", "zero3"]
+SHARDINGS: tuple[Sharding, ...] = ("ddp", "zero2", "zero3")
+"""What several devices split (Rajbhandari et al. 2020, arXiv:1910.02054, figure 1): nothing but
+the batch; gradients and optimizer state as well; the weights too, as FSDP does."""
+
+KERNEL_BYTES = 540 * 2**10
+"""What oneDNN keeps of every shape of product that it has met, measured (torch 2.13)."""
+MOST_KERNELS = 1024
+"""So many shapes it remembers (its ONEDNN_PRIMITIVE_CACHE_CAPACITY)."""
+SLACK = 1.7
+"""Heap over live memory on a CPU: freed blocks are kept (`instar.memory`), and where sizes change
+from step to step not every one fits again. Measured on single stages: 1.6 to 2.1."""
+EXAM_ROWS = 256
+"""Replies that an exam writes side by side (``evaluation.exams``)."""
+RECORD_BYTES = 5
+"""Bytes of memory for a byte of text, once it is Python's objects and token ids; measured."""
+ENCODING_BYTES = 30
+"""The same while a batch of text is tokenised: `tokenizers` notes every token's place. What is
+freed lies between what stays, in pieces too small for tensors; measured."""
+CONTEXT_BYTES = 1.5e9
+"""CUDA's context, libraries' workspaces and fragmentation on an accelerator; an assumption."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a stage will take.
+
+    Attributes:
+        memory: Bytes of each part, of one device, at the peak.
+        seconds: Of each part, of the whole stage.
+        tokens: Positions that go through training.
+        flops: Floating-point operations of training, all devices together.
+    """
+
+    memory: dict[str, float]
+    seconds: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0
+    flops: float = 0.0
+
+    @property
+    def memory_bytes(self) -> float:
+        """The peak."""
+        return sum(self.memory.values())
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds on the clock."""
+        return sum(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What is foreseen of one stage.
+
+    Attributes:
+        work: What it asks.
+        alone: By sharding: what it takes as a process of its own.
+        in_life: The most memory within `instar grow`, exams included; 0 where that is not known.
+    """
+
+    work: Workload
+    alone: dict[str, Prediction]
+    in_life: float = 0.0
+
+
+def predict(
+    work: Workload,
+    speed: Speed,
+    hardware: Hardware,
+    sharding: Sharding = "ddp",
+    base_bytes: float = CONTEXT_BYTES,
+    met: Set[tuple[object, ...]] = frozenset(),
+) -> Prediction:
+    """Add a stage up.
+
+    Args:
+        work: What the stage asks.
+        speed: What the parts of its model take.
+        hardware: Where it runs.
+        sharding: What several devices split.
+        base_bytes: Memory of the process before it has a model.
+        met: Shapes of products that earlier stages of this process have met.
+    """
+    whole, work = work, work.shared(hardware.world_size)
+    memory = _state(work, hardware, sharding)
+    memory |= {"activations": _activations(work, speed), "kv cache": _cache(work)}
+    if hardware.is_cpu:
+        memory["kernels"] = KERNEL_BYTES * min(MOST_KERNELS, len(products(work) | met))
+        memory["data"] = RECORD_BYTES * work.text_bytes
+        memory["kept when freed"] = (SLACK - 1) * sum(memory.values())
+        memory["tokenising"] = ENCODING_BYTES * work.batched_bytes
+    memory["framework"] = base_bytes
+    model = work.model
+    mean_width = _mean(extent.width for step in work.steps for extent in step)
+    flops = work.learners * model.flops_per_token(round(mean_width)) * whole.tokens
+    seconds = _seconds(work, speed, hardware, sharding)
+    return Prediction({k: v for k, v in memory.items() if v}, seconds, whole.tokens, flops)
+
+
+def _mean(values: Iterator[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
+
+
+def _state(work: Workload, hardware: Hardware, sharding: Sharding) -> dict[str, float]:
+    """Weights, gradients and optimizer state of one device."""
+    model, n = work.model, hardware.world_size
+    parameters = model.parameters()
+    blocks = model.matrix_parameters() - model.vocab_size * model.hidden_size
+    name = work.training.optimizer.name
+    moments = (2 if name == "adamw8bit" else 8) * parameters
+    if name == "muon":
+        moments -= 4 * blocks  # one momentum instead of two moments
+    whole = 1 if sharding == "zero3" else n
+    split = n if sharding == "ddp" else 1
+    # Products read a copy in two bytes; sharded, one block at a time is whole.
+    copies = 2 * parameters if sharding != "zero3" else 2 * 2 * blocks / model.num_hidden_layers
+    state = {
+        "weights": 4 * parameters * (work.learners + work.frozen) * whole / n,
+        "casts": copies,
+        "gradients": 4 * parameters * work.learners * split / n,
+        "optimizer": moments * work.learners * split / n,
+    }
+    if hardware.is_cpu:
+        # States are copied before they are written, to train on meanwhile.
+        state["state being saved"] = (4 * parameters + moments) * work.learners
+    return state
+
+
+def _activations(work: Workload, speed: Speed) -> float:
+    """What the widest micro-batch keeps, and the gradients of what is differentiated first."""
+    widest = work.widest
+    block = speed.saved(widest.tokens, widest.width)
+    wanted = widest.learnt
+    if wanted * work.model.vocab_size > KEPT_LOGITS:
+        wanted = min(wanted, CHUNK)
+    head = speed.head_saved(wanted)
+    kept = block
+    if work.training.activation_checkpointing:
+        # Only what enters a block, in float32; inside, one block at a time is computed anew.
+        kept = 4 * work.model.hidden_size * widest.tokens
+    backward = max(block, head)
+    return work.learners * work.model.num_hidden_layers * kept + head + backward
+
+
+def _cache(work: Workload) -> float:
+    """Keys and values of the largest rollout."""
+    sizes = [len(one.replies) * (max(one.prompts) + max(one.replies)) for one in work.experience]
+    return cache_bytes(work.model, max(sizes, default=0))
+
+
+def cache_bytes(model: ModelConfig, columns: int) -> float:
+    """Keys and values in float32, and their copy when finished rows are dropped.
+
+    Args:
+        model: The shape.
+        columns: Tokens of all rows together.
+    """
+    column = 2 * 4 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
+    return (1 + COMPACT_BELOW) * column * columns
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """The exams that follow a stage of a life, in the same process.
+
+    Attributes:
+        questions: Tokens of each.
+        max_new_tokens: Longest reply.
+    """
+
+    questions: list[int]
+    max_new_tokens: int
+
+    @property
+    def products(self) -> set[tuple[object, ...]]:
+        """Shapes that are met if no row ends early: attention has two for every new token."""
+        longest = sorted(self.questions, reverse=True)[::EXAM_ROWS]
+        columns = {prompt + new for prompt in longest for new in range(1, self.max_new_tokens)}
+        rows = min(EXAM_ROWS, len(self.questions))
+        return {("decoding", (rows, size), part) for size in columns for part in range(2)}
+
+    def memory(self, model: ModelConfig, base_bytes: float, kernels: int) -> float:
+        """Bytes of the process on a CPU while replies are written.
+
+        Args:
+            model: Shape of the model.
+            base_bytes: Memory of the process before it has a model.
+            kernels: Shapes that the process has met by then.
+        """
+        rows = min(EXAM_ROWS, len(self.questions))
+        columns = rows * (max(self.questions, default=0) + self.max_new_tokens)
+        held = 4 * model.parameters() + cache_bytes(model, columns)
+        return base_bytes + SLACK * (held + KERNEL_BYTES * min(MOST_KERNELS, kernels))
+
+
+def products(work: Workload) -> set[tuple[object, ...]]:
+    """Different shapes of matrix products that a stage meets; oneDNN keeps a kernel for each."""
+    model = work.model
+    d, f = model.hidden_size, model.intermediate_size
+    queries = model.num_attention_heads * model.head_dim
+    keys = model.num_key_value_heads * model.head_dim
+    linear = {(d, queries), (d, keys), (queries, d), (d, f), (f, d)}
+    extents = {(e.rows, e.width) for step in work.steps for e in step}
+    heads = {-(-e.learnt // GRAIN) for step in work.steps for e in step if e.learnt < CHUNK}
+    # Forward, and backward to both factors; attention has two products.
+    met: set[tuple[object, ...]] = {("head", n, part) for n in heads for part in range(3)}
+    met |= {(shape, r * w, part) for r, w in extents for shape in linear for part in range(3)}
+    met |= {("attention", extent, part) for extent in extents for part in range(6)}
+    for extent in work.validation:
+        met |= {(shape, extent.tokens, 0) for shape in linear}
+        met |= {("attention", (extent.rows, extent.width), part) for part in range(2)}
+    sampled = {size for one in work.experience for size in decoding(one)}
+    met |= {(shape, rows, 0) for rows, _ in sampled for shape in linear}
+    return met | {("decoding", size, part) for size in sampled for part in range(2)}
+
+
+def _seconds(
+    work: Workload, speed: Speed, hardware: Hardware, sharding: Sharding
+) -> dict[str, float]:
+    """Seconds of each part of the whole stage, for one rank."""
+    n, steps = hardware.world_size, work.training.steps
+    # Muon needs whole matrices: every rank orthogonalises all of them.
+    divided = sharding != "ddp" and work.training.optimizer.name != "muon"
+    learn = _mean(sum(learning_s(work, speed, e) for e in step) for step in work.steps)
+    read = work.readings * _mean(
+        sum(reading_s(work, speed, e) for e in step) for step in work.steps
+    )
+    seconds = {
+        "learning": steps * learn,
+        "annotating": steps * read,
+        "optimizer": steps * work.learners * speed.update / (n if divided else 1),
+    }
+    if work.experience:
+        count = steps / work.experience[0].steps
+        seconds["sampling"] = count * _mean(sampling_s(work, speed, o) for o in work.experience)
+        seconds["annotating"] += count * _mean(judging_s(work, speed, o) for o in work.experience)
+    validation = sum(reading_s(work, speed, e) for e in work.validation)
+    seconds["validating"] = work.validations * (1 + work.readings) * validation
+    if n > 1:
+        spoken = communication_bytes(work, n, sharding) / hardware.slowest_link * steps
+        seconds["communication"] = max(0.0, spoken - seconds["learning"] / 2)
+    shapes = {(e.rows, e.width) for step in work.steps for e in step}
+    seconds["getting ready"] = speed.read * work.text_bytes + speed.kernel * len(shapes)
+    return {name: spent for name, spent in seconds.items() if spent}
+
+
+def learning_s(work: Workload, speed: Speed, extent: Extent) -> float:
+    """Seconds to learn from a micro-batch."""
+    blocks = work.model.num_hidden_layers * speed.block(extent.tokens, extent.width)
+    if work.training.activation_checkpointing:
+        blocks += work.model.num_hidden_layers * speed.reading(extent.tokens, extent.width)
+    rest = speed.ends(extent.tokens)
+    return work.learners * (blocks + rest) + speed.head(extent.learnt)
+
+
+def reading_s(work: Workload, speed: Speed, extent: Extent) -> float:
+    """Seconds of a forward pass without gradients."""
+    blocks = work.model.num_hidden_layers * speed.reading(extent.tokens, extent.width)
+    return blocks + speed.head_reading(extent.learnt)
+
+
+def judging_s(work: Workload, speed: Speed, one: Experience) -> float:
+    """Seconds of the frozen models' and the critic's passes over a rollout."""
+    blocks = work.model.num_hidden_layers * speed.reading(one.batch.tokens, one.batch.width)
+    heads = one.readings * speed.head_reading(one.batch.learnt)
+    return (one.readings + one.scorings) * blocks + heads
+
+
+def sampling_s(work: Workload, speed: Speed, one: Experience) -> float:
+    """Seconds to write a rollout's replies, side by side, dropping rows as the engine does."""
+    longest, layers = max(one.prompts), work.model.num_hidden_layers
+    seconds = layers * speed.reading(len(one.prompts) * longest, longest)
+    for rows, columns in decoding(one):
+        seconds += layers * speed.decode(rows, columns) + speed.decode_rest(rows)
+    return seconds
+
+
+def decoding(one: Experience) -> Iterator[tuple[int, int]]:
+    """Rows and columns of each step that writes a token; finished rows are dropped now and then."""
+    rows, longest = len(one.replies), max(one.prompts)
+    for step in range(1, max(one.replies)):
+        alive = sum(length > step for length in one.replies)
+        if alive <= COMPACT_BELOW * rows:
+            rows = alive
+        yield rows, longest + step
+
+
+def communication_bytes(work: Workload, devices: int, sharding: Sharding) -> float:
+    """Bytes that each device sends in a step.
+
+    A ring sums P values with 2 P (n - 1) / n sent by each device; FSDP gathers the weights twice
+    and scatters the gradients once (Rajbhandari et al. 2020, arXiv:1910.02054, section 7).
+    """
+    values = work.learners * work.model.parameters() * (devices - 1) / devices
+    # Gradients travel in float32; gathered weights in the products' format.
+    return values * {"ddp": 2 * 4, "zero2": 4 + 2, "zero3": 4 + 2 * 2}[sharding]

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from instar.model.config import ModelConfig
+from instar.planning.hardware import ACCELERATORS, find
+from instar.planning.prediction import (
+    KERNEL_BYTES,
+    SHARDINGS,
+    SLACK,
+    Sitting,
+    communication_bytes,
+    decoding,
+    predict,
+    products,
+)
+from instar.planning.reckoned import reckoned
+from instar.planning.speed import Line, Speed
+from instar.planning.thumb import rules
+from instar.planning.workload import Experience, Extent, Workload
+from instar.training.loop import TrainingConfig
+
+NOTHING = Line()
+
+
+@pytest.fixture
+def work(shape: ModelConfig) -> Workload:
+    return Workload(shape, TrainingConfig(steps=10), [[Extent(4, 32, 100), Extent(2, 16, 20)]])
+
+
+def speed_of(**lines: Line) -> Speed:
+    names = ("block", "reading", "ends", "head", "head_reading", "decode", "decode_rest")
+    parts = {name: lines.get(name, NOTHING) for name in names}
+    return Speed(
+        **parts,
+        update=0.0,
+        saved=lines.get("saved", NOTHING),
+        head_saved=lines.get("head_saved", NOTHING),
+    )
+
+
+def test_time_is_the_sum_of_the_parts(work: Workload) -> None:
+    speed = speed_of(block=Line(1.0, 0.01), head=Line(0.0, 0.1))
+    found = predict(work, speed, ACCELERATORS["H100"])
+    # Two micro-batches of 128 and 32 tokens through three blocks, 120 targets, ten steps.
+    assert found.seconds == {"learning": pytest.approx(10 * (3 * (2 + 1.6) + 12))}
+    assert found.tokens == 10 * 160
+
+
+def test_a_critic_learns_as_well_and_a_reference_reads(work: Workload) -> None:
+    speed = speed_of(block=Line(0.0, 3.0), reading=Line(0.0, 1.0))
+    one = predict(work, speed, ACCELERATORS["H100"]).seconds
+    two = predict(replace(work, learners=2), speed, ACCELERATORS["H100"]).seconds
+    read = predict(replace(work, frozen=1, readings=1), speed, ACCELERATORS["H100"]).seconds
+    assert two["learning"] == 2 * one["learning"]
+    assert read["annotating"] == pytest.approx(one["learning"] / 3)
+
+
+def test_adamw_takes_sixteen_bytes_a_weight(work: Workload) -> None:
+    memory = predict(work, speed_of(), ACCELERATORS["H100"]).memory
+    parameters = work.model.parameters()
+    state = memory["weights"] + memory["gradients"] + memory["optimizer"]
+    assert state == 16 * parameters
+    assert (
+        predict(replace(work, frozen=1), speed_of(), ACCELERATORS["H100"]).memory["weights"]
+        == 8 * parameters
+    )
+
+
+def test_checkpointing_trades_memory_for_time(work: Workload) -> None:
+    speed = speed_of(block=Line(0.0, 3.0), reading=Line(0.0, 1.0), saved=Line(0.0, 1000.0))
+    training = work.training.model_copy(update={"activation_checkpointing": True})
+    plain = predict(work, speed, ACCELERATORS["H100"])
+    saving = predict(replace(work, training=training), speed, ACCELERATORS["H100"])
+    assert saving.seconds["learning"] == pytest.approx(plain.seconds["learning"] * 4 / 3)
+    # Three blocks' inputs and one whole block, and its gradients.
+    kept = 3 * 4 * work.model.hidden_size * 128
+    assert saving.memory["activations"] == kept + 1000 * 128
+    assert plain.memory["activations"] == 4 * 1000 * 128
+
+
+def test_sharding_divides_what_it_says(work: Workload) -> None:
+    hardware = find("8xH100")
+    found = {s: predict(work, speed_of(), hardware, s).memory for s in SHARDINGS}
+    ddp, zero2, zero3 = (found[s] for s in SHARDINGS)
+    assert zero2["weights"] == ddp["weights"] and zero3["weights"] == ddp["weights"] / 8
+    for part in ("gradients", "optimizer"):
+        assert zero2[part] == zero3[part] == ddp[part] / 8
+
+
+def test_devices_share_the_work(work: Workload) -> None:
+    speed = reckoned(work.model, work.training.optimizer, ACCELERATORS["H100"])
+    one = predict(work, speed, find("H100")).seconds["learning"]
+    eight = predict(work, speed, find("8xH100")).seconds["learning"]
+    # What a kernel takes to launch is not shared.
+    assert one / 8 < eight < one
+
+
+def test_what_travels(work: Workload) -> None:
+    values = work.model.parameters() / 2
+    assert communication_bytes(work, 2, "ddp") == 8 * values
+    assert communication_bytes(work, 2, "zero3") == 8 * values
+
+
+def test_activations_are_those_of_the_widest_micro_batch(work: Workload) -> None:
+    speed = speed_of(saved=Line(0.0, 10.0), head_saved=Line(0.0, 1.0))
+    memory = predict(work, speed, ACCELERATORS["H100"]).memory
+    # Three blocks keep theirs, the head its own, and one block's gradients come back.
+    assert memory["activations"] == 3 * 1280 + 100 + 1280
+
+
+def test_finished_rows_are_dropped_as_the_engine_drops_them() -> None:
+    one = Experience([10, 12], [1, 2, 4, 4], steps=1, batch=Extent(4, 16, 11))
+    # Three of four left is not few enough to stay; then two, to the end.
+    assert list(decoding(one)) == [(3, 13), (2, 14), (2, 15)]
+
+
+def test_products_count_shapes_once(work: Workload) -> None:
+    again = replace(work, steps=work.steps * 5)
+    assert products(again) == products(work)
+    wider = replace(work, steps=[*work.steps, [Extent(4, 40, 100)]])
+    assert products(wider) > products(work), "a superset"
+
+
+def test_an_exam_holds_its_cache_and_what_the_library_remembers(shape: ModelConfig) -> None:
+    exam = Sitting([10] * 300, max_new_tokens=6)
+    # Both batches have the same longest question; the first token needs no step.
+    assert len(exam.products) == 2 * 5
+    cache = 1.75 * 256 * 16 * (3 * 2 * 2 * 8 * 4)
+    expected = 1e8 + SLACK * (4 * shape.parameters() + cache + 100 * KERNEL_BYTES)
+    assert exam.memory(shape, base_bytes=1e8, kernels=100) == pytest.approx(expected)
+
+
+def test_rules_of_thumb_by_hand(shape: ModelConfig) -> None:
+    thumb = rules(shape, tokens=1000)
+    assert thumb.parameters == 3 * (4 * 32**2 + 32 * 300)
+    assert thumb.memory_bytes == 28 * thumb.parameters
+    assert thumb.flops == 6 * thumb.parameters * 1000

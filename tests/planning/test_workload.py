@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from instar.model.config import ModelConfig
+from instar.planning.workload import (
+    Extent,
+    Workload,
+    cut,
+    example_steps,
+    gathered,
+    rollout_steps,
+    rollouts,
+)
+from instar.rollout.source import RolloutConfig
+from instar.training.loop import TrainingConfig
+
+
+def test_a_batch_is_as_wide_as_its_widest_row_padded() -> None:
+    batch = gathered([Extent(1, 10, 4), Extent(1, 17, 6), Extent(2, 3, 1)])
+    assert batch == Extent(4, 24, 11)
+    assert batch.tokens == 96
+
+
+def test_steps_are_those_of_the_real_source() -> None:
+    examples = [Extent(1, 8 * (1 + i % 4), 4) for i in range(64)]
+    steps = example_steps(examples, batch_size=8, micro_tokens=100, seed=0, steps=8)
+    assert len(steps) == 8
+    for step in steps:
+        assert sum(extent.rows for extent in step) == 8
+        assert all(extent.tokens <= 100 for extent in step)
+    # Eight steps are one epoch: every example once.
+    assert sum(extent.learnt for step in steps for extent in step) == 64 * 4
+
+
+def test_ranks_share_rows_and_not_tokens_within_them() -> None:
+    step = [Extent(16, 128, 1000)] * 4
+    work = Workload(ModelConfig(), TrainingConfig(steps=1), [step])
+    assert work.shared(1) is work
+    assert work.shared(2).steps == [[Extent(16, 128, 1000)] * 2]
+    assert work.shared(8).steps == [[Extent(8, 128, 500)]]
+
+
+def test_held_out_batches_hold_every_row_once() -> None:
+    rows = [Extent(1, 8, 2)] * 5
+    assert [extent.rows for extent in cut(rows, 2)] == [2, 2, 1]
+
+
+def test_rollouts_are_cut_as_the_source_cuts_them() -> None:
+    config = RolloutConfig(
+        prompts=4, samples=2, epochs=2, minibatches=2, micro_batch=3, max_new_tokens=5
+    )
+    made = rollouts([10, 20], [3, 100], config, steps=8, readings=1, scorings=0)
+    # Two prompts are all that there are; four steps learn from each rollout.
+    assert len(made) == 2 and made[0].steps == 4
+    assert sorted(made[0].prompts) == [10, 20]
+    assert len(made[0].replies) == 4 and set(made[0].replies) <= {3, 5}
+    steps = rollout_steps(made, config, kept=1.0)
+    assert len(steps) == 8
+    assert [sum(e.rows for e in step) for step in steps] == [2] * 8
+    half = rollout_steps(made, config, kept=0.5)
+    assert [sum(e.rows for e in step) for step in half] == [1] * 8

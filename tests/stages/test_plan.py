@@ -1,0 +1,96 @@
+"""The plan of a whole life, before and after there is data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from instar import plan as verb
+from instar.errors import UserError
+from instar.grow import read_stage
+from instar.planning import hardware
+from instar.planning.hardware import Hardware
+from instar.recipes import find
+from instar.stages.registry import STAGES
+
+TRAINED = ["pretrain", "sft", "reward", "dpo", "ppo", "rlvr"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products are measured elsewhere."""
+    monkeypatch.setattr(hardware, "product_flops", lambda *_: 1e11)
+
+
+def smoke(run: Path) -> dict:
+    folder = find("smoke")
+    return {
+        name: read_stage(folder / f"{name}.yaml", run) for name in ("data", "tokenizer", *TRAINED)
+    }
+
+
+def test_every_stage_that_trains_says_what_it_needs() -> None:
+    assert [name for name, stage in STAGES.items() if stage.needs] == TRAINED
+    assert all((stage.needs is None) == (stage.build is None) for stage in STAGES.values())
+
+
+def test_an_accelerator_is_planned_without_any_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "nothing"
+    assert verb.main(["smoke", "--hardware", "2xH100", "--out", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert not out.exists(), "planning writes nothing"
+    assert list(found["stages"]) == TRAINED
+    assert found["hardware"]["devices"] == 2
+    for stage in found["stages"].values():
+        assert set(stage["predictions"]) == {"ddp", "zero2", "zero3"}
+        for prediction in stage["predictions"].values():
+            assert prediction["wall_s"] == pytest.approx(sum(prediction["seconds"].values()))
+            assert prediction["memory_bytes"] > 1e9
+    pretrain = found["stages"]["pretrain"]
+    assert pretrain["tokens"] == 60 * 8 * 128
+
+
+def test_this_machine_is_tried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verb.main(["smoke", "--out", str(tmp_path / "nothing"), "--stage", "dpo"]) == 0
+    shown = capsys.readouterr().out
+    assert "dpo" in shown and "pretrain" not in shown.split("Rules")[0]
+    assert "28 bytes a parameter" in shown
+
+
+def test_what_is_there_is_looked_at(life: Path) -> None:
+    """The rows of a life's own files, every one of them where they are few."""
+    with verb.surveyed(smoke(life)) as survey:
+        assert survey.run == life
+        needs = STAGES["sft"].needs
+        assert needs is not None
+        survey.models[Path("{run}/pretrain")] = (
+            STAGES["pretrain"]
+            .needs(  # type: ignore[misc]
+                smoke(life)["pretrain"], survey
+            )
+            .model
+        )
+        work = needs(smoke(life)["sft"].model_copy(update={"replay": []}), survey)
+    # Twelve conversations and no more: one step is all of them.
+    assert {sum(e.rows for e in step) for step in work.steps} == {12}
+
+
+def test_unknown_stages_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no stage 'sfft'"):
+        verb.main(["smoke", "--hardware", "H100", "--stage", "sfft"])
+
+
+def test_what_does_not_fit_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = replace(hardware.ACCELERATORS["H100"], memory_bytes=1e9)
+    assert isinstance(small, Hardware)
+    plans = verb.plan(smoke(tmp_path), small, ["dpo"])
+    from rich.console import Console
+
+    verb.show(plans, small, {}, Console(width=200))
+    row = next(line for line in capsys.readouterr().out.splitlines() if "dpo" in line)
+    assert " no " in row
