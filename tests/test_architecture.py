@@ -17,6 +17,7 @@ ORDER = (
     "files",
     "config",
     "distributed",
+    "machine",
     "data.schema",  # the records themselves: words without tensors
     "data.readers",  # and how they are read; a tokenizer learns from such files
     "tokenizer",
