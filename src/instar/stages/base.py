@@ -33,6 +33,7 @@ from instar.lineage import (
 from instar.model import CausalLM, ScoreModel
 from instar.objectives.base import Objective
 from instar.tokenizer.hf import Tokenizer
+from instar.training.arithmetic import arithmetic
 from instar.training.display import Display
 from instar.training.hooks import Log, MetricsFile, Save, Validate
 from instar.training.interrupt import Interrupted, Interruptible
@@ -186,6 +187,8 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
         display.stage(config.stage, "getting ready")
         torch.manual_seed(config.seed)
         job = build(config)
+        how = _arithmetic(job, config.training)
+        display.note(f"{config.stage}: products in {how['products']}, {how['code']}")
         record = {"name": f"{config.run.name}/{out.name}", "directory": config.run}
         record["config"] = config.model_dump(mode="json")
         with ExitStack() as stack:
@@ -206,6 +209,7 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
                 "steps": progress.step,
                 "skipped": progress.skipped,
                 "rollbacks": progress.rollbacks,
+                "arithmetic": how,
                 "parameters": sum(p.numel() for p in job.product.parameters()),
             }
             write_lineage(directory, provenance | made, cost)
@@ -213,6 +217,12 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
         return out
 
     return run
+
+
+def _arithmetic(job: Job, training: TrainingConfig) -> dict[str, str]:
+    """How the job will be computed."""
+    objective, source = job.objective.to(default_device()), job.source
+    return arithmetic(objective, source, training.precision, training.compile, training.steps)
 
 
 def _train(

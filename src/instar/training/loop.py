@@ -11,11 +11,13 @@ from annotated_types import Ge, Gt
 from pydantic import model_validator
 from torch import nn
 
+from instar.compilation import compiled
 from instar.config import Config
 from instar.data.batch import Batch
 from instar.data.sources import Source
 from instar.distributed import sum_over_ranks, world
 from instar.objectives.base import Objective
+from instar.training.arithmetic import Compile, compiles
 from instar.training.interrupt import Interruptible
 from instar.training.meter import Meter
 from instar.training.optimizer import OptimizerConfig, Optimizers
@@ -61,6 +63,9 @@ class TrainingConfig(Config):
     """How often a run may go back before it gives up."""
     precision: Precision = "auto"
     """Format of matrix products; `auto` takes bfloat16 where the hardware has it."""
+    compile: Compile = "auto"
+    """Whether the blocks are compiled; `auto` does so where rows are packed and the run is long
+    enough (some ten minutes) to win back the half minute that it takes."""
     track: list[TrackerName] = []
     """Trackers that show the metrics as well, if they are installed."""
     log_every: Annotated[int, Gt(0)] = 10
@@ -110,13 +115,15 @@ def fit(
     """
     device = next(objective.parameters()).device
     dtype = resolve(config.precision, device)
+    compiling = compiles(config.compile, objective, source, config.steps)
     while progress.step < config.steps and not progress.finished:
         with autocast(dtype, device):
             micro_batches = [batch.to(device) for batch in next(source)]
         rate = factor(config.schedule, progress.step, config.steps)
         rate *= ROLLBACK_RATE**progress.rollbacks
         objective.train()
-        norm = accumulate(objective, micro_batches, meter, config.gradient_clip, dtype)
+        with compiled(compiling):
+            norm = accumulate(objective, micro_batches, meter, config.gradient_clip, dtype)
         if is_good(norm, progress, config):
             optimizers.step(rate)
             progress.refused = 0
