@@ -41,6 +41,7 @@ from instar.training.loop import TrainingConfig, fit
 from instar.training.meter import Meter
 from instar.training.monitor import PERIOD_S, Monitor
 from instar.training.optimizer import OptimizerConfig, Optimizers
+from instar.training.parallel import Learner
 from instar.training.state import Progress, Saver, WorkDirectory
 
 RESULTS = Path(__file__).parent / "results"
@@ -124,14 +125,14 @@ class Ours:
         self.config = TrainingConfig(steps=steps, optimizer=OptimizerConfig(lr=LR), **settings)
         model = CausalLM(shape.model)
         initialize(model, shape.model, torch.Generator().manual_seed(0))
-        self.objective = NextToken(model)
-        self.optimizers = Optimizers(self.objective, self.config.optimizer)
+        self.learner = Learner(NextToken(model))
+        self.optimizers = Optimizers(self.learner.objective, self.config.optimizer)
         tokens = learnable_tokens(shape.model.vocab_size)
         self.source = PackedSource(tokens, shape.context, shape.rows, shape.rows, seed=0)
         self.meter, self.progress, self.ends = Meter(), Progress(), []
         directory = stack.enter_context(tempfile.TemporaryDirectory())
         self.work = WorkDirectory(Path(directory) / "out", "benchmark")
-        parts = (self.work, self.objective, self.optimizers, self.source, self.meter)
+        parts = (self.work, self.learner, self.optimizers, self.source, self.meter)
         self.saver = stack.enter_context(Saver(*parts))
         self.monitor = stack.enter_context(Monitor(self.work.resources))
         self.interrupt = stack.enter_context(Interruptible())
@@ -154,7 +155,7 @@ class Ours:
         self.progress.finished = False
         source = _Drawn(self.source, self.drawing)
         fit(
-            self.objective,
+            self.learner,
             source,
             self.optimizers,
             self.config,

@@ -40,6 +40,7 @@ ORDER = (
     "export",
     "grow",
     "cli",
+    "__main__",
 )
 """Who may import whom: only what stands further up."""
 

@@ -16,6 +16,7 @@ from instar.errors import UserError
 from instar.files import read_json, write_json
 from instar.model import CausalLM, ModelConfig, ScoreModel
 from instar.model.config import RewardForm
+from instar.model.sharding import reshard, whole
 from instar.tokenizer.hf import Tokenizer
 
 M = TypeVar("M", CausalLM, ScoreModel)
@@ -115,15 +116,22 @@ def _scales(rope: object) -> bool:
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors to store: contiguous, on the CPU, a tied head left out."""
+    """The tensors to store: whole, contiguous, on the CPU, a tied head left out.
+
+    All ranks of a sharded model must ask.
+    """
+    reshard(model)
     weights = model.state_dict()
     if isinstance(model, CausalLM) and model.config.tie_word_embeddings:
         del weights[TIED]
-    return {name: w.detach().cpu().contiguous() for name, w in weights.items()}
+    return {name: whole(w.detach()).cpu().contiguous() for name, w in weights.items()}
 
 
 def save_model(
-    model: CausalLM | ScoreModel, directory: Path, tokenizer: Tokenizer | None = None
+    model: CausalLM | ScoreModel,
+    directory: Path,
+    tokenizer: Tokenizer | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint that transformers opens.
 
@@ -131,16 +139,18 @@ def save_model(
         model: Its weights are stored in float32.
         directory: Gets ``config.json``, ``generation_config.json`` and the safetensors.
         tokenizer: Saved beside them; its control tokens are named in the config.
+        weights: What ``weights_of(model)`` gave, where others had to take part in it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tokens = control_tokens(tokenizer)
-    config = to_hugging_face(model.config, HEADS[type(model)]) | tokens
+    head = next(head for kind, head in HEADS.items() if isinstance(model, kind))
+    config = to_hugging_face(model.config, head) | tokens
     write_json(directory / "config.json", config)
     if isinstance(model, CausalLM):
         write_json(directory / "generation_config.json", tokens)
     if tokenizer is not None:
         tokenizer.save(directory)
-    shards = _shards(weights_of(model))
+    shards = _shards(weights_of(model) if weights is None else weights)
     if len(shards) == 1:
         _save_file(shards[0], directory / "model.safetensors")
         return

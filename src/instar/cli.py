@@ -79,10 +79,12 @@ def _run(verb: str, rest: list[str]) -> int:
 
 def _guarded(action: Callable[[], int], debug: bool) -> int:
     """Turn exceptions into one line and an exit code."""
-    from instar.errors import UserError
+    from instar.errors import Elsewhere, UserError
 
     try:
         return action()
+    except Elsewhere:
+        return USER_ERROR
     except KeyboardInterrupt as stop:
         if debug:
             raise

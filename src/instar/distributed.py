@@ -1,17 +1,93 @@
-"""Who else is working on this run: rank, number of ranks, sums over all of them."""
+"""Who else is working on this run: rank, number of ranks, sums over all of them.
+
+``torchrun``, ``accelerate launch`` and Slurm's ``srun`` start the same command several times and
+tell each process its rank by environment variables; a process that was told nothing is alone, and
+everything here is then free.
+"""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from instar.errors import Elsewhere, UserError
+
+T = TypeVar("T")
+
+_alone = False
+"""Whether this process, rank 0, is doing something for all: then nobody else takes part."""
+
+PATIENCE = timedelta(hours=2)
+"""How long a rank waits for another: exams and reports are made by one alone."""
+
+SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+
+
+@contextmanager
+def launched() -> Iterator[None]:
+    """Join the other processes of this run, if there are several, and leave them at the end.
+
+    NCCL connects GPUs, gloo processors.
+
+    Raises:
+        UserError: The launcher said too little, or another process went away.
+    """
+    if "SLURM_STEP_ID" in os.environ:
+        for name, slurm in SLURM.items():
+            os.environ.setdefault(name, os.environ[slurm])
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if missing := {"RANK", "MASTER_ADDR", "MASTER_PORT"} - set(os.environ):
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but not set: {', '.join(sorted(missing))}",
+            "Start the processes with torchrun, accelerate launch or srun (docs/scale.md).",
+        )
+    device = default_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        yield
+    except RuntimeError as error:
+        # The others find out by a broken connection; who broke it has said why by itself.
+        if isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error):
+            raise UserError(
+                "another process of this run has ended, and they cannot go on without it "
+                f"({str(error).splitlines()[0][:200]})",
+                "See what it said, and run the same command again: it goes on from the last "
+                "saved state, with as many processes as you like.",
+            ) from error
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
 
 def world() -> tuple[int, int]:
     """``(rank, world_size)``; one process that was not launched as a group is ``(0, 1)``."""
-    if dist.is_available() and dist.is_initialized():
+    if not _alone and dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and talks to people."""
+    return world()[0] == 0
+
+
+def default_device() -> torch.device:
+    """This process's accelerator if there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def sum_over_ranks(*values: Tensor) -> list[Tensor]:
@@ -23,6 +99,68 @@ def sum_over_ranks(*values: Tensor) -> list[Tensor]:
     return list(packed.unbind())
 
 
-def default_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def largest_over_ranks(value: int) -> int:
+    """The largest of the ranks' numbers."""
+    if world()[1] == 1:
+        return value
+    packed = torch.tensor(value, device=default_device())
+    dist.all_reduce(packed, dist.ReduceOp.MAX)
+    return int(packed)
+
+
+def gather_lists(mine: list[T]) -> list[T]:
+    """One list of all ranks' items: those of ranks 0, 1, … in turn, as if dealt like cards."""
+    size = world()[1]
+    if size == 1:
+        return mine
+    hands: list[Any] = [None] * size
+    dist.all_gather_object(hands, mine)
+    whole: list[Any] = [None] * sum(map(len, hands))
+    for rank, hand in enumerate(hands):
+        whole[rank::size] = hand
+    return whole
+
+
+def share_rows(function: Callable[[slice], Tensor], rows: int) -> Tensor:
+    """Values of all rows ``(rows, ...)``, of which each rank computes its share.
+
+    Args:
+        function: Gives the values of the rows in a slice.
+        rows: How many there are.
+    """
+    rank, size = world()
+    mine = function(slice(rank, None, size))
+    if size == 1:
+        return mine
+    whole = mine.new_zeros(rows, *mine.shape[1:])
+    whole[rank::size] = mine
+    dist.all_reduce(whole)
+    return whole
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """What the function returns on rank 0, which is alone meanwhile, on every rank.
+
+    Raises:
+        Elsewhere: On the other ranks, if rank 0 raised something.
+    """
+    global _alone
+    if world()[1] == 1:
+        return function()
+    if is_main():
+        try:
+            _alone = True
+            result = function()
+        except BaseException:
+            dist.broadcast_object_list([(False, None)])
+            raise
+        finally:
+            _alone = False
+        dist.broadcast_object_list([(True, result)])
+        return result
+    told: list[Any] = [None]
+    dist.broadcast_object_list(told)
+    went_well, result = told[0]
+    if not went_well:
+        raise Elsewhere("rank 0 has failed")
+    return result

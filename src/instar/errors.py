@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and the one that nobody is."""
 
 
 class UserError(ValueError):
@@ -15,3 +15,7 @@ class UserError(ValueError):
         super().__init__(f"{problem}. {remedy}")
         self.problem = problem
         self.remedy = remedy
+
+
+class Elsewhere(Exception):  # noqa: N818 - the error is another process's
+    """Another process of this run has failed, and says why itself."""

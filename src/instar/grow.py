@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from instar.config import Config, read_config, read_yaml
+from instar.distributed import is_main, launched, on_main
 from instar.errors import UserError
 from instar.evaluation.examine import ExamConfig, Examiner
 from instar.recipes import find, known
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> int:
     run = arguments.out or Path("runs") / folder.name
     names = choose(life.stages, arguments)
     configs = {name: read_stage(folder / f"{name}.yaml", run) for name in life.stages}
-    with Display() as display:
+    with launched(), Display() as display:
         grow(life, {name: configs[name] for name in names}, run, display)
     return 0
 
@@ -117,7 +118,7 @@ def grow(life: LifeConfig, configs: dict[str, StageConfig], run: Path, display: 
         _grow(life, configs, Examiner(life.exams, run, display), run, display)
     finally:
         # Also when a later stage fails or is stopped: what is there can be read.
-        if any(run.glob("[!.]*/lineage.json")):
+        if is_main() and any(run.glob("[!.]*/lineage.json")):
             _, page = write_report(run)
             display.note(f"report: {page}")
     able = [n for n in configs if (run / n / "generation_config.json").exists()]
@@ -140,7 +141,8 @@ def _grow(
             compared = name in life.compare
             against, judge = run / life.against, run / life.judge
             ready = compared and against.is_dir() and judge.is_dir()
-            examiner.examine(out, against if ready else None, judge if ready else None)
+            compared_with = (against, judge) if ready else (None, None)
+            on_main(lambda out=out, models=compared_with: examiner.examine(out, *models))
         display.note(summary(out))
 
 

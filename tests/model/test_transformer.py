@@ -67,6 +67,26 @@ def test_every_weight_gets_a_gradient(model: CausalLM, ids: torch.Tensor) -> Non
         assert weight.grad is not None and weight.grad.abs().max() > 0, name
 
 
+def test_recomputed_blocks_give_the_same_gradients(model: CausalLM, ids: torch.Tensor) -> None:
+    gradients, kept = [], []
+    for recompute in (False, True):
+        model.model.recompute = recompute
+        model.zero_grad(set_to_none=True)
+        saved: list[int] = []
+
+        def pack(x: torch.Tensor, saved: list[int] = saved) -> torch.Tensor:
+            saved.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = model(ids).float().logsumexp(-1).sum()
+        loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        kept.append(sum(saved))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert kept[1] < kept[0] / 2, "blocks keep their input only"
+
+
 def test_every_weight_of_a_score_model_gets_a_gradient(
     config: ModelConfig, ids: torch.Tensor
 ) -> None:

@@ -38,7 +38,7 @@ def test_only_long_runs_are_compiled() -> None:
     assert compiles("auto", model(), packed(), steps=300_000)
 
 
-def test_ranks_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_are_not_compiled_unasked() -> None:
     source = packed()
     source.world_size = 4
     assert not compiles("auto", model(), source, steps=300_000)

@@ -22,6 +22,7 @@ from instar.training.interrupt import Interruptible
 from instar.training.loop import TrainingConfig, accumulate, fit
 from instar.training.meter import Meter
 from instar.training.optimizer import OptimizerConfig, Optimizers
+from instar.training.parallel import Learner
 from instar.training.state import Progress
 
 torch.set_num_threads(1)
@@ -40,7 +41,7 @@ def parts():
 def gradients(on):
     objective, source = parts()
     with compiled(on):
-        accumulate(objective, next(source), Meter(), 1e9, dtype)
+        accumulate(Learner(objective), next(source), Meter(), 1e9, dtype)
     return [p.grad for p in objective.parameters()]
 
 for one, other in zip(gradients(True), gradients(False), strict=True):
@@ -64,7 +65,7 @@ def train(first, last):
         progress.finished = progress.step >= last
 
     with Interruptible() as interrupt:
-        fit(objective, source, optimizers, config, progress, [stop], meter, interrupt)
+        fit(Learner(objective), source, optimizers, config, progress, [stop], meter, interrupt)
     state = {"objective": objective.state_dict(), "optimizers": optimizers.state_dict()}
     torch.save(state | {"source": source.state_dict()}, at)
     return objective.policy.state_dict()

@@ -23,6 +23,7 @@ from instar.training.interrupt import Interruptible
 from instar.training.loop import Divergence, TrainingConfig, accumulate, fit
 from instar.training.meter import Meter
 from instar.training.optimizer import OptimizerConfig, Optimizers
+from instar.training.parallel import Learner
 from instar.training.schedule import ScheduleConfig
 from instar.training.state import Progress, WorkDirectory
 
@@ -43,7 +44,7 @@ def rows(n: int) -> list[Row]:
 
 def gradients(model: nn.Module, micro_batches: list[Batch], clip: float = 1e9) -> list[Any]:
     model.zero_grad(set_to_none=True)
-    accumulate(NextToken(model), micro_batches, Meter(), clip, FLOAT32)  # type: ignore[arg-type]
+    accumulate(Learner(NextToken(model)), micro_batches, Meter(), clip, FLOAT32)
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
@@ -67,6 +68,17 @@ def test_the_gradient_does_not_depend_on_how_the_step_is_cut(
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
+def test_a_micro_batch_without_rows_changes_nothing(make_model: Callable[..., Any]) -> None:
+    """Ranks with less to do make up their number with such."""
+    model, batch, meter = make_model(), pad_rows(rows(4), 0), Meter()
+    expected = gradients(model, [batch])
+    empty = batch.rows(slice(0, 0))
+    for one, other in zip(gradients(model, [batch, empty, empty]), expected, strict=True):
+        assert torch.equal(one, other)
+    accumulate(Learner(NextToken(model)), [empty], meter, 1.0, FLOAT32)
+    assert meter.means() == {}
+
+
 def test_a_mean_of_means_would_be_another_gradient(make_model: Callable[..., Any]) -> None:
     """The trap exists: the test above could fail."""
     model, made = make_model(), rows(8)
@@ -79,7 +91,7 @@ def test_a_mean_of_means_would_be_another_gradient(make_model: Callable[..., Any
 def test_the_metered_loss_is_the_mean_over_tokens(make_model: Callable[..., Any]) -> None:
     model, made, meter = make_model(), rows(6), Meter()
     parts = [pad_rows(made[:1], 0), pad_rows(made[1:], 0)]
-    accumulate(NextToken(model), parts, meter, 1.0, FLOAT32)
+    accumulate(Learner(NextToken(model)), parts, meter, 1.0, FLOAT32)
     whole = pad_rows(made, 0)
     expected = nn.functional.cross_entropy(
         model(whole.input_ids).flatten(0, 1), whole.targets.flatten()
@@ -93,11 +105,12 @@ def test_long_gradients_are_scaled_down_and_short_ones_left(
     model, batch = make_model(), [pad_rows(rows(4), 0)]
     free = gradients(model, batch)
     length = math.sqrt(sum(g.square().sum().item() for g in free))
-    objective = NextToken(model)
+    learner = Learner(NextToken(model))
     for clip in (length / 3, length * 3):
         model.zero_grad(set_to_none=True)
-        reported = accumulate(objective, batch, Meter(), clip, FLOAT32)
+        reported, tokens = accumulate(learner, batch, Meter(), clip, FLOAT32)
         assert reported == pytest.approx(length, rel=1e-5), "the length before clipping"
+        assert tokens == batch[0].input_ids.numel()
         scale = min(1, clip / length)
         for p, g in zip(model.parameters(), free, strict=True):
             torch.testing.assert_close(p.grad, g * scale, rtol=1e-4, atol=1e-7)
@@ -129,9 +142,9 @@ class Slopes(StepSource):
         return [Batch(one, one, weight=torch.full((1, 1), slope))]
 
 
-def fitted(*parts: Any) -> None:
+def fitted(objective: Objective, *parts: Any) -> None:
     with Interruptible() as interrupt:
-        fit(*parts, interrupt)
+        fit(Learner(objective), *parts, interrupt)
 
 
 def walk(
@@ -230,10 +243,11 @@ def validated(
         **changes,
     )
     objective, progress, meter = Walk(), Progress(), Meter()
+    learner = Learner(objective)
     work = WorkDirectory(tmp_path / "out", "mark")
     answers = iter(losses)
     check = Validate(
-        config, lambda: {"loss": next(answers)}, objective, work, MetricsFile(work), display
+        config, lambda: {"loss": next(answers)}, learner, work, MetricsFile(work), display
     )
     optimizers = Optimizers(objective, config.optimizer)
     fitted(objective, Slopes([]), optimizers, config, progress, [check], meter)

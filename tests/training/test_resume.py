@@ -34,6 +34,7 @@ from instar.training.interrupt import Interrupted, Interruptible
 from instar.training.loop import TrainingConfig
 from instar.training.meter import Meter
 from instar.training.optimizer import OptimizerConfig, Optimizers
+from instar.training.parallel import Learner
 from instar.training.schedule import ScheduleConfig
 from instar.training.state import Progress, Saver, WorkDirectory, checksum_of, load_tensors
 
@@ -292,7 +293,7 @@ def test_saving_goes_on_beside_training(
     job, written = pretraining(), threading.Event()
     work = WorkDirectory(tmp_path / "out", "mark")
     optimizers = Optimizers(job.objective, OptimizerConfig())
-    saver = Saver(work, job.objective, optimizers, job.source, Meter())
+    saver = Saver(work, Learner(job.objective), optimizers, job.source, Meter())
     save = torch.save
 
     def slow(value: Any, stream: Any) -> None:

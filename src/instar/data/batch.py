@@ -94,5 +94,7 @@ class Batch:
 
     def trimmed(self) -> Batch:
         """The same rows, as narrow as their longest target allows."""
+        if not len(self.input_ids):
+            return self
         width = padded_width(int(self.row_lengths().max()))
         return Batch(**{k: v[:, :width] for k, v in self.tensors().items()})

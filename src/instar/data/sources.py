@@ -38,6 +38,15 @@ class Source(Protocol):
         ...
 
 
+def check_share(batch_size: int, world_size: int) -> None:
+    """Raise ``UserError`` if some process would have nothing to do."""
+    if batch_size < world_size:
+        raise UserError(
+            f"a step has {batch_size} rows, and there are {world_size} processes",
+            "Raise batch_size, or start fewer.",
+        )
+
+
 class StepSource:
     """A source whose only state is how many steps it has given."""
 
@@ -90,6 +99,7 @@ class PackedSource(StepSource):
                 "Give more text, or a smaller `context`.",
             )
         self.tokens, self.context = tokens, context
+        check_share(batch_size, world_size)
         self.batch_size, self.micro_batch, self.seed = batch_size, micro_batch, seed
         self.rank, self.world_size = rank, world_size
         self.windows = (len(tokens) - 1 - context) // context
@@ -150,6 +160,7 @@ class ExampleSource(StepSource, Generic[T]):
         super().__init__()
         self.examples, self.collate = examples, collate
         self.batch_size = min(batch_size, len(examples))
+        check_share(self.batch_size, world_size)
         self.micro_tokens, self.seed = micro_tokens, seed
         self.rank, self.world_size = rank, world_size
         self.lengths = np.array([len(e) for e in examples])

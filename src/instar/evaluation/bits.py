@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from instar.data.batch import IGNORE
 from instar.data.schema import Document
@@ -73,8 +74,11 @@ def _nats(model: CausalLM, bos_id: int, rows: list[list[int]]) -> list[float]:
     width = max(len(ids) for ids in rows)
     inputs = torch.tensor([[bos_id, *ids[:-1]] + [0] * (width - len(ids)) for ids in rows])
     targets = torch.tensor([ids + [IGNORE] * (width - len(ids)) for ids in rows])
-    hidden = model.model(inputs.to(device))
-    logprobs = token_logprobs(hidden, model.lm_head.weight, targets.to(device))
+
+    def score(hidden: Tensor) -> Tensor:
+        return token_logprobs(hidden, model.lm_head.weight, targets.to(device))
+
+    logprobs = model.read(score, inputs.to(device))
     return (-logprobs.double().sum(dim=1)).tolist()
 
 

@@ -142,6 +142,7 @@ class Engine:
         *,
         samples: int = 1,
         seed: int = 0,
+        numbers: Sequence[int] | None = None,
         batch_size: int = 64,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Completion]:
@@ -152,8 +153,9 @@ class Engine:
             sampling: How tokens are chosen.
             stopping: When replies end. A reply that the context has no room for ends earlier.
             samples: Replies to each prompt.
-            seed: Replies are a function of the seed, the prompt's place in ``prompts`` and the
-                sample's number; the batch size plays no part (up to rounding).
+            seed: Replies are a function of the seed, the prompt's number and the sample's; the
+                batch size plays no part (up to rounding).
+            numbers: The prompts' numbers; their places in ``prompts`` by default.
             batch_size: The most replies to write side by side.
             progress: Called as ``progress(done, total)`` after every batch of replies.
 
@@ -167,9 +169,10 @@ class Engine:
         """
         if samples < 1:
             raise UserError(f"samples is {samples}", "Choose 1 or more.")
+        numbers = range(len(prompts)) if numbers is None else numbers
         replies = [
-            self._open(prompt, stopping, (seed, i, j))
-            for i, prompt in enumerate(prompts)
+            self._open(prompt, stopping, (seed, number, j))
+            for number, prompt in zip(numbers, prompts, strict=True)
             for j in range(samples)
         ]
         # Neighbours of like length need little padding; the longest come first, so that a lack
@@ -289,11 +292,11 @@ class _Batch:
         capacity = longest + steps - 1
         start = torch.tensor(padding, device=device)
         self.cache = KVCache(model.config, start, capacity, weight.dtype)
-        hidden = model.model(torch.tensor(ids, device=device), cache=self.cache)[:, -1]
+        logits = self._read(torch.tensor(ids, device=device))
         rows = torch.tensor([row_of[reply.key[1]] for reply in replies], device=device)
         if len(prompts) < len(replies):
             self.cache = self.cache.rows(rows)
-        self.logits = model.lm_head(hidden).float()[rows]
+        self.logits = logits[rows]
         uniforms = np.zeros((len(replies), steps), dtype=np.float32)
         for row, reply in zip(uniforms, replies, strict=True):
             if not sampling.greedy:
@@ -340,5 +343,12 @@ class _Batch:
 
     def advance(self) -> None:
         """Read the drawn tokens: one step of the model."""
-        hidden = self.model.model(self.drawn[:, None], cache=self.cache)[:, -1]
-        self.logits = self.model.lm_head(hidden).float()
+        self.logits = self._read(self.drawn[:, None])
+
+    def _read(self, ids: Tensor) -> Tensor:
+        """Logits after the last of the ids ``(B, V)``."""
+
+        def last(hidden: Tensor) -> Tensor:
+            return self.model.lm_head(hidden[:, -1]).float()
+
+        return self.model.read(last, ids, cache=self.cache)

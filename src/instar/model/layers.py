@@ -183,15 +183,15 @@ class Attention(nn.Module):
         cache: KVCache | None,
     ) -> Float[Tensor, "b t d"]:
         """Mix each token with those before it."""
-        b, t, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(b, t, -1, self.head_dim)).transpose(1, 2)
-        k = self.k_norm(self.k_proj(x).view(b, t, -1, self.head_dim)).transpose(1, 2)
-        v = self.v_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)
+        heads = (-1, self.head_dim)
+        q = self.q_norm(self.q_proj(x).unflatten(-1, heads)).transpose(1, 2)
+        k = self.k_norm(self.k_proj(x).unflatten(-1, heads)).transpose(1, 2)
+        v = self.v_proj(x).unflatten(-1, heads).transpose(1, 2)
         q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
         mixed = attend(q, k, v, visible)
-        return self.o_proj(mixed.transpose(1, 2).reshape(b, t, -1))
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):

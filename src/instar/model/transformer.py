@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from instar.model.cache import KVCache
 from instar.model.config import ModelConfig
 from instar.model.layers import Block, RMSNorm, product_dtype, rotary_tables
+
+T = TypeVar("T")
 
 
 class Decoder(nn.Module):
@@ -20,6 +26,10 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.recompute = False
+        """Whether the backward pass computes each block anew instead of keeping what was inside:
+        activation checkpointing (Chen et al. 2016, arXiv:1604.06174), memory for a third more work.
+        """
 
     def forward(
         self,
@@ -47,20 +57,48 @@ class Decoder(nn.Module):
         rotary = rotary_tables(
             positions, self.config.head_dim, self.config.rope_theta, product_dtype(x)
         )
+        recompute = self.recompute and cache is None and torch.is_grad_enabled()
         for block in self.layers:
-            x = block(x, rotary, visible, cache)
+            if recompute:
+                x = checkpoint(block, x, rotary, visible, None, use_reentrant=False)
+            else:
+                x = block(x, rotary, visible, cache)
         if cache is not None:
             cache.length += t
         return self.norm(x)
 
 
-class CausalLM(nn.Module):
-    """A language model: ``model`` thinks, ``lm_head`` names the next token."""
+class Headed(nn.Module):
+    """A decoder, ``model``, to which a head belongs."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.model = Decoder(config)
+        self.sharding: str | None = None
+        """How its weights are spread over processes, if they are (``instar.model.sharding``)."""
+
+    def read(
+        self,
+        make: Callable[[Float[Tensor, "b t d"]], T],
+        input_ids: Int[Tensor, "b t"],
+        positions: Int[Tensor, "b t"] | None = None,
+        segment_ids: Int[Tensor, "b t"] | None = None,
+        cache: KVCache | None = None,
+    ) -> T:
+        """What ``make`` makes of the hidden states.
+
+        Who needs the head, but not at every position, comes this way: weights that are spread
+        over processes are whole only while one of the model's own methods runs.
+        """
+        return make(self.model(input_ids, positions, segment_ids, cache))
+
+
+class CausalLM(Headed):
+    """A language model: ``model`` thinks, ``lm_head`` names the next token."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -73,16 +111,14 @@ class CausalLM(nn.Module):
         cache: KVCache | None = None,
     ) -> Float[Tensor, "b t v"]:
         """Logits of the next token at every position."""
-        return self.lm_head(self.model(input_ids, positions, segment_ids, cache))
+        return self.read(self.lm_head, input_ids, positions, segment_ids, cache)
 
 
-class ScoreModel(nn.Module):
+class ScoreModel(Headed):
     """A decoder with one number a token: a reward model or a critic."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.model = Decoder(config)
+        super().__init__(config)
         self.score = nn.Linear(config.hidden_size, 1, bias=False)
         if config.reward_form == "prior":
             self.prior_weight = nn.Parameter(torch.ones(1))
@@ -94,7 +130,7 @@ class ScoreModel(nn.Module):
         segment_ids: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t"]:
         """A score at every position; see ``reply_scores`` for a reply's reward."""
-        return self.scores(self.model(input_ids, positions, segment_ids))
+        return self.read(self.scores, input_ids, positions, segment_ids)
 
     def scores(self, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t"]:
         """The head alone, for those who need the hidden states as well."""

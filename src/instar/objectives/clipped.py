@@ -76,10 +76,8 @@ class ClippedPolicy(Objective):
     def forward(self, batch: Batch) -> Loss:
         """The summed loss of the policy."""
         mask = batch.mask
-        hidden = self.policy.model(batch.input_ids, batch.positions, batch.segment_ids)
-        head = self.policy.lm_head.weight
-        both = token_logprobs_and_entropy(hidden, head, batch.targets)
-        logprobs, entropy = both[0][mask], both[1][mask]
+        logprobs, entropy = self._read(batch)
+        logprobs, entropy = logprobs[mask], entropy[mask]
         if self.entropy_weight == 0:
             entropy = entropy.detach()
         advantage = _require(batch.advantage, "advantage")[mask]
@@ -97,6 +95,15 @@ class ClippedPolicy(Objective):
         metrics: Metrics = {k: (v.detach().sum(), tokens) for k, v in watched.items()}
         metrics["policy_loss"] = (_weighted(policy_loss.detach(), batch), self.count(batch))
         return Loss(_weighted(losses, batch), metrics)
+
+    def _read(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-probability of the targets, and entropy where they stand, both ``(B, T)``."""
+
+        def both(hidden: Tensor) -> tuple[Tensor, Tensor]:
+            head = self.policy.lm_head.weight
+            return token_logprobs_and_entropy(hidden, head, batch.targets)
+
+        return self.policy.read(both, batch.input_ids, batch.positions, batch.segment_ids)
 
     def _drift(self, logprobs: Tensor, old: Tensor, advantage: Tensor) -> dict[str, Tensor]:
         """How far each token's policy has moved since it was sampled."""

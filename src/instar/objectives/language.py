@@ -19,8 +19,11 @@ def batch_logprobs(policy: CausalLM, batch: Batch) -> Float[Tensor, "b t"]:
 
     Frozen models annotate a batch with it, under ``torch.no_grad()``.
     """
-    hidden = policy.model(batch.input_ids, batch.positions, batch.segment_ids)
-    return token_logprobs(hidden, policy.lm_head.weight, batch.targets)
+
+    def logprobs(hidden: Tensor) -> Tensor:
+        return token_logprobs(hidden, policy.lm_head.weight, batch.targets)
+
+    return policy.read(logprobs, batch.input_ids, batch.positions, batch.segment_ids)
 
 
 class NextToken(Objective):

@@ -24,8 +24,15 @@ def reply_scores(model: ScoreModel, batch: Batch) -> Float[Tensor, " b"]:
     ``prior`` ``1/n sum_t s_t + w/n sum_t log pi(y_t | y_<t)``
     ========= =====================================================
     """
+
+    def score(hidden: Tensor) -> Tensor:
+        return _reply_scores(model, hidden, batch)
+
+    return model.read(score, batch.input_ids, batch.positions, batch.segment_ids)
+
+
+def _reply_scores(model: ScoreModel, hidden: Tensor, batch: Batch) -> Tensor:
     form = model.config.reward_form
-    hidden = model.model(batch.input_ids, batch.positions, batch.segment_ids)
     scores = model.scores(hidden)
     if form == "last":
         return scores.gather(1, (batch.row_lengths() - 1)[:, None]).squeeze(1)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from instar.data.batch import Batch
+from instar.distributed import share_rows
 from instar.model import CausalLM, ScoreModel
 from instar.objectives.functional import gae, whiten
 from instar.objectives.language import batch_logprobs
@@ -22,8 +24,19 @@ from instar.rollout.advantages import (
 from instar.rollout.source import Rollout
 from instar.rollout.verifiers import mark
 
+M = TypeVar("M")
 
-def _shared(rollout: Rollout) -> dict[str, float]:
+
+def _shared(function: Callable[[M, Batch], Tensor], model: M, batch: Batch) -> Tensor:
+    """What a model says of every row ``(N, ...)``; each rank asks about its share."""
+    return share_rows(lambda rows: function(model, batch.rows(rows)), len(batch.input_ids))
+
+
+def _values(critic: ScoreModel, batch: Batch) -> Tensor:
+    return critic(batch.input_ids)
+
+
+def _of_replies(rollout: Rollout) -> dict[str, float]:
     """What every judge reports of the replies themselves."""
     finished = rollout.finished.float()
     return {
@@ -77,10 +90,10 @@ class Verified:
             batch,
             advantage=advantage[:, None] * batch.mask,
             weight=token_weights(batch.mask, self.normalisation, self.max_new_tokens),
-            old_logprobs=None if self.on_policy else batch_logprobs(self.policy, batch),
-            reference_logprobs=self.reference and batch_logprobs(self.reference, batch),
+            old_logprobs=None if self.on_policy else _shared(batch_logprobs, self.policy, batch),
+            reference_logprobs=self.reference and _shared(batch_logprobs, self.reference, batch),
         )
-        return judged, measured | _shared(rollout)
+        return judged, measured | _of_replies(rollout)
 
 
 @dataclass(frozen=True)
@@ -114,10 +127,11 @@ class Preferred:
         """Advantages and returns of every token."""
         batch, mask = rollout.batch, rollout.batch.mask
         cut_off = ~rollout.finished.to(mask.device)
-        scores = reply_scores(self.reward_model, batch) - self.unfinished_penalty * cut_off
-        logprobs = batch_logprobs(self.policy, batch)
-        reference_logprobs = batch_logprobs(self.reference, batch)
-        values = self.critic(batch.input_ids) * mask
+        scores = _shared(reply_scores, self.reward_model, batch)
+        scores = scores - self.unfinished_penalty * cut_off
+        logprobs = _shared(batch_logprobs, self.policy, batch)
+        reference_logprobs = _shared(batch_logprobs, self.reference, batch)
+        values = _shared(_values, self.critic, batch) * mask
         rewards = kl_shaped_rewards(scores, logprobs, reference_logprobs, mask, self.beta)
         advantage, returns = gae(rewards, values, mask, self.gamma, self.lam)
         judged = replace(
@@ -130,7 +144,7 @@ class Preferred:
         )
         kl = _per_reply(logprobs - reference_logprobs, mask)
         measured = {"reward": scores.mean().item(), "kl": kl.mean().item()}
-        return judged, measured | _shared(rollout)
+        return judged, measured | _of_replies(rollout)
 
 
 def _per_reply(values: Tensor, mask: Tensor) -> Tensor:

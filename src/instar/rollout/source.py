@@ -15,10 +15,12 @@ from instar.data.batch import Batch
 from instar.data.packing import check_place, pad_rows, reply_row
 from instar.data.readers import place_of
 from instar.data.schema import Task
+from instar.distributed import gather_lists, world
 from instar.errors import UserError
 from instar.generation.engine import Completion, Engine
 from instar.generation.sampling import Sampling
 from instar.generation.stopping import Stopping
+from instar.model.sharding import gathered
 from instar.tokenizer.chat import render
 
 Positive = Annotated[int, Gt(0)]
@@ -76,6 +78,9 @@ class RolloutSource:
     A rollout depends on the seed, its number and the policy. Rollouts that are not used up yet
     belong to the state: a resumed run goes on in the middle of an epoch.
 
+    Each rank answers its share of the prompts, and learns from its share of the rows; what was
+    answered all ranks hold, since rows are shuffled over all of them.
+
     Args:
         tasks: Prompts to draw from.
         engine: Generates with the policy that is being trained.
@@ -125,7 +130,7 @@ class RolloutSource:
         self.sampled = 0
         """Tokens of all rollouts so far, prompts and padding included."""
         self._number = 0
-        self._pending: list[list[Batch]] = []
+        self._pending: list[Batch] = []
         self._metrics: dict[str, float] = {}
 
     def __next__(self) -> list[Batch]:
@@ -135,45 +140,52 @@ class RolloutSource:
             self._metrics = measured
             self._pending = self._cut(batch)
             self._number += 1
-        return self._pending.pop(0)
+        rank, size = world()
+        mine = self._pending.pop(0).rows(slice(rank, None, size))
+        rows = torch.arange(len(mine.input_ids))
+        return [mine.rows(some).trimmed() for some in rows.split(self.config.micro_batch)]
 
     def collect(self) -> Rollout:
-        """Let the policy answer the next prompts."""
+        """Let the policy answer the next prompts, of which each rank has its share."""
         rng = np.random.default_rng([self.seed, self._number])
         chosen = rng.choice(len(self.tasks), min(self.config.prompts, len(self.tasks)), False)
-        completions = self.engine.generate(
-            [self._prompts[i] for i in chosen],
-            self._sampling,
-            self._stopping,
-            samples=self.config.samples,
-            seed=int(rng.integers(2**31)),
-            batch_size=self.config.prompts * self.config.samples,
-        )
-        asked = np.repeat(chosen, self.config.samples)
+        samples, (rank, size) = self.config.samples, world()
+        with gathered(self.engine.model):
+            replies = self.engine.generate(
+                [self._prompts[i] for i in chosen[rank::size]],
+                self._sampling,
+                self._stopping,
+                samples=samples,
+                seed=int(rng.integers(2**31)),
+                numbers=range(rank, len(chosen), size),
+                batch_size=self.config.prompts * samples,
+            )
+        groups = [replies[i : i + samples] for i in range(0, len(replies), samples)]
+        completions = [reply for group in gather_lists(groups) for reply in group]
+        asked = np.repeat(chosen, samples)
         rows = [
             reply_row(self._prompts[i], reply.ids)
             for i, reply in zip(asked, completions, strict=True)
         ]
-        device = self.engine.model.lm_head.weight.device
+        device = next(self.engine.model.parameters()).device
         batch = pad_rows(rows, self.engine.tokenizer.pad_id).to(device)
         self.sampled += batch.input_ids.numel()
-        return Rollout([self.tasks[int(i)] for i in asked], completions, batch, self.config.samples)
+        return Rollout([self.tasks[int(i)] for i in asked], completions, batch, samples)
 
-    def _cut(self, batch: Batch) -> list[list[Batch]]:
-        """Epochs, minibatches and micro-batches of one rollout, rows shuffled in each epoch.
+    def _cut(self, batch: Batch) -> list[Batch]:
+        """Epochs and minibatches of one rollout, rows shuffled in each epoch.
 
-        Rows of like length share a micro-batch, so that little of it is padding.
+        Within a minibatch the short rows come first, so that those of like length share a
+        micro-batch, and little of it is padding.
         """
         rng = np.random.default_rng([self.seed, self._number, 1])
         lengths = batch.row_lengths().cpu()
-        steps: list[list[Batch]] = []
+        steps: list[Batch] = []
         for _ in range(self.config.epochs):
             order = torch.from_numpy(rng.permutation(len(lengths)))
             # A judge may have left out so many replies that there are fewer than minibatches.
             for part in order.tensor_split(min(self.config.minibatches, len(order))):
-                ordered = part[lengths[part].argsort(stable=True)]
-                cuts = ordered.split(self.config.micro_batch)
-                steps.append([batch.rows(some).trimmed() for some in cuts])
+                steps.append(batch.rows(part[lengths[part].argsort(stable=True)]).trimmed())
         return steps
 
     def metrics(self) -> dict[str, float]:
@@ -182,11 +194,10 @@ class RolloutSource:
 
     def state_dict(self) -> dict[str, Any]:
         """Number of the next rollout, and what is left of this one."""
-        pending = [[batch.tensors() for batch in step] for step in self._pending]
         return {
             "number": self._number,
             "sampled": self.sampled,
-            "pending": pending,
+            "pending": [step.tensors() for step in self._pending],
             "metrics": self._metrics,
         }
 
@@ -194,4 +205,4 @@ class RolloutSource:
         """Go on in the middle of a rollout."""
         self._number, self._metrics = state["number"], state["metrics"]
         self.sampled = state["sampled"]
-        self._pending = [[Batch(**tensors) for tensors in step] for step in state["pending"]]
+        self._pending = [Batch(**tensors) for tensors in state["pending"]]

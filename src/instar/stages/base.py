@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from pydantic import field_validator
+from torch import Tensor
 
 import instar
-from instar.checkpoint import save_model
+from instar.checkpoint import save_model, weights_of
 from instar.config import Config
 from instar.data.sources import Source
-from instar.distributed import default_device
+from instar.distributed import default_device, is_main, on_main, world
 from instar.errors import UserError
 from instar.files import atomic_directory
 from instar.lineage import (
@@ -31,16 +33,19 @@ from instar.lineage import (
     write_lineage,
 )
 from instar.model import CausalLM, ScoreModel
+from instar.model.transformer import Headed
 from instar.objectives.base import Objective
 from instar.tokenizer.hf import Tokenizer
 from instar.training.arithmetic import arithmetic
 from instar.training.display import Display
+from instar.training.eight_bit import float8_products
 from instar.training.hooks import Log, MetricsFile, Save, Validate
 from instar.training.interrupt import Interrupted, Interruptible
 from instar.training.loop import REFUSALS, ROLLBACK_RATE, Divergence, TrainingConfig, fit
 from instar.training.meter import Meter
 from instar.training.monitor import Monitor
 from instar.training.optimizer import Optimizers
+from instar.training.parallel import Learner
 from instar.training.state import Progress, Saver, WorkDirectory, load_tensors
 from instar.training.track import Tracker, open_tracker
 
@@ -80,8 +85,9 @@ class StageConfig(Config):
     def provenance(self) -> dict[str, Any]:
         """Everything the outcome depends on: settings, data, parents, version, and their hash.
 
-        How often a run logs or saves is left out: it changes what is written, not what is learnt
-        (but for a run that diverges: it goes back to what was saved last).
+        How often a run logs or saves, and how it is spread over processes, is left out: it changes
+        what is written, not what is learnt (but for rounding, and for a run that diverges: it goes
+        back to what was saved last).
 
         Raises:
             UserError: Something that the stage reads is not there.
@@ -89,9 +95,9 @@ class StageConfig(Config):
         for path in self.files():
             if not self.at(path).is_file():
                 raise UserError(f"{self.stage}: no such file: {self.at(path)}", "Check the path.")
-        cadence = {"training": {"log_every", "save_every", "track"}}
+        means = {"log_every", "save_every", "track", "parallel", "activation_checkpointing"}
         record = {
-            "config": self.model_dump(mode="json", exclude={"run": True, **cadence}),
+            "config": self.model_dump(mode="json", exclude={"run": True, "training": means}),
             "data": {str(path): hash_file(self.at(path)) for path in self.files()},
             "parents": {str(path): _content(self.at(path)) for path in self.parents()},
             "version": instar.__version__,
@@ -174,16 +180,21 @@ def up_to_date(out: Path, provenance: dict[str, Any], display: Display) -> bool:
     return True
 
 
+def by_main(run: Callable[[S, Display], Path]) -> Callable[[S, Display], Path]:
+    """The run of a stage that is no work for many: rank 0 does it, the others wait."""
+    return lambda config, display: on_main(lambda: run(config, display))
+
+
 def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
     """A stage's run: build the job, fit it, write the checkpoint; or go on where it stopped."""
 
     def run(config: T, display: Display) -> Path:
-        out, provenance = config.at(config.out), config.provenance()
-        if up_to_date(out, provenance, display):
+        out, provenance = config.at(config.out), on_main(config.provenance)
+        if on_main(lambda: up_to_date(out, provenance, display)):
             return out
         watch = Stopwatch()
         reset_peak_rss()
-        work = WorkDirectory(out, provenance["fingerprint"])
+        work = on_main(lambda: WorkDirectory(out, provenance["fingerprint"]))
         display.stage(config.stage, "getting ready")
         torch.manual_seed(config.seed)
         job = build(config)
@@ -193,27 +204,13 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
         record["config"] = config.model_dump(mode="json")
         with ExitStack() as stack:
             trackers = []
-            for which in config.training.track:
+            for which in config.training.track if is_main() else ():
                 trackers.append(open_tracker(which, **record))
                 stack.callback(trackers[-1].close)
             progress = _train(job, config.training, work, watch, display, trackers)
-        with atomic_directory(out) as directory:
-            save_model(job.product, directory, job.tokenizer)
-            for kept in (work.metrics, work.speed, work.resources):
-                if kept.exists():  # the shortest runs end before the first sample
-                    shutil.copy(kept, directory)
-            tokens, flops = progress.tokens, job.flops(progress.tokens)
-            cost = Cost(watch.wall_s, watch.cpu_s, tokens, flops, peak_rss_bytes())
-            made = {
-                "stage": config.stage,
-                "steps": progress.step,
-                "skipped": progress.skipped,
-                "rollbacks": progress.rollbacks,
-                "arithmetic": how,
-                "parameters": sum(p.numel() for p in job.product.parameters()),
-            }
-            write_lineage(directory, provenance | made, cost)
-        work.remove()
+        weights = weights_of(job.product)
+        made = provenance | {"processes": world()[1], "arithmetic": how}
+        on_main(lambda: _write(out, job, weights, work, made, progress, watch))
         return out
 
     return run
@@ -223,6 +220,34 @@ def _arithmetic(job: Job, training: TrainingConfig) -> dict[str, str]:
     """How the job will be computed."""
     objective, source = job.objective.to(default_device()), job.source
     return arithmetic(objective, source, training.precision, training.compile, training.steps)
+
+
+def _write(
+    out: Path,
+    job: Job,
+    weights: dict[str, Tensor],
+    work: WorkDirectory,
+    record: dict[str, Any],
+    progress: Progress,
+    watch: Stopwatch,
+) -> None:
+    """The stage's directory: what was learnt, how it went, what it cost."""
+    with atomic_directory(out) as directory:
+        save_model(job.product, directory, job.tokenizer, weights)
+        for kept in (work.metrics, work.speed, work.resources):
+            if kept.exists():  # the shortest runs end before the first sample
+                shutil.copy(kept, directory)
+        tokens, flops = progress.tokens, job.flops(progress.tokens)
+        cost = Cost(watch.wall_s, watch.cpu_s, tokens, flops, peak_rss_bytes())
+        made = {
+            "stage": record["config"]["stage"],
+            "steps": progress.step,
+            "skipped": progress.skipped,
+            "rollbacks": progress.rollbacks,
+            "parameters": sum(p.numel() for p in job.product.parameters()),
+        }
+        write_lineage(directory, record | made, cost)
+    work.remove()
 
 
 def _train(
@@ -240,13 +265,15 @@ def _train(
             "nothing",
             "Leave them out.",
         )
-    objective = job.objective.to(default_device())
-    optimizers = Optimizers(objective, training.optimizer)
+    objective = _prepared(job.objective.to(default_device()), training)
+    learner = Learner(objective, training.parallel)
+    optimizers = Optimizers(learner.objective, training.optimizer)
     meter, file = Meter(), MetricsFile(work, trackers)
-    saver = Saver(work, objective, optimizers, job.source, meter)
+    saver = Saver(work, learner, optimizers, job.source, meter)
     progress = saver.load(display.note)
     if progress is None:
-        work.metrics.unlink(missing_ok=True)
+        if is_main():
+            work.metrics.unlink(missing_ok=True)
         progress = Progress()
         saver.save(progress)  # so that there is always a state to go back to
     elif progress.step:
@@ -255,12 +282,13 @@ def _train(
     hooks = [Log(training, meter, file, display, watch), Save(training, saver)]
     if job.validate:
         # First, because it may end the run, and the log and the last save must know.
-        hooks.insert(0, Validate(training, job.validate, objective, work, file, display))
-    with saver, Monitor(work.resources), Interruptible() as interrupt:
+        hooks.insert(0, Validate(training, job.validate, learner, work, file, display))
+    monitor = Monitor(work.resources) if is_main() else nullcontext()
+    with saver, monitor, Interruptible() as interrupt:
         while not progress.finished:
             try:
                 interrupt.check()
-                fit(objective, job.source, optimizers, training, progress, hooks, meter, interrupt)
+                fit(learner, job.source, optimizers, training, progress, hooks, meter, interrupt)
             except Interrupted:
                 if not progress.refused:  # else the last state is better, and replayed exactly
                     saver.save(progress)
@@ -271,9 +299,22 @@ def _train(
             except Divergence:
                 progress = _roll_back(saver, progress, training, display)
         saver.wait()
-    if training.keep_best and work.best.exists():
-        objective.load_state_dict(load_tensors(work.best))
+    if training.keep_best and on_main(work.best.exists):
+        learner.load_state_dict(load_tensors(work.best))
     return progress
+
+
+def _prepared(objective: Objective, training: TrainingConfig) -> Objective:
+    """Its models told how to compute, before they are copied or spread."""
+    if training.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(training.deterministic)
+    for model in objective.modules():
+        if isinstance(model, Headed):
+            model.model.recompute = training.activation_checkpointing
+            if training.precision == "float8":
+                float8_products(model)
+    return objective
 
 
 def _roll_back(

@@ -16,7 +16,7 @@ from instar.lineage import (
 )
 from instar.primer import mixture
 from instar.primer.mixture import PrimerConfig, write_primer
-from instar.stages.base import Stage, StageConfig, up_to_date
+from instar.stages.base import Stage, StageConfig, by_main, up_to_date
 from instar.training.display import Display
 
 PRIMER = Path(mixture.__file__).parent
@@ -52,4 +52,4 @@ def run(config: DataConfig, display: Display) -> Path:
     return out
 
 
-STAGE = Stage("data", "write the embedded primer as files", DataConfig, run)
+STAGE = Stage("data", "write the embedded primer as files", DataConfig, by_main(run))

@@ -66,6 +66,8 @@ def build(config: PPOConfig) -> Job:
     tokenizer = Tokenizer.load(config.at(config.init))
     policy = load_causal_lm(config.at(config.init)).to(device)
     critic = load_score_model(config.at(config.reward)).to(device)
+    if critic.config.reward_form == "prior":
+        critic.prior_weight.requires_grad_(False)  # of the reward, not of the values
     judge = Preferred(
         policy=policy,
         critic=critic,

@@ -11,7 +11,7 @@ from instar.data.packing import check_place
 from instar.data.readers import read_all
 from instar.files import atomic_directory
 from instar.lineage import Cost, Stopwatch, peak_rss_bytes, write_lineage
-from instar.stages.base import Stage, StageConfig, up_to_date
+from instar.stages.base import Stage, StageConfig, by_main, up_to_date
 from instar.tokenizer.bpe import FIRST_MERGE, train_bpe
 from instar.tokenizer.hf import save_tokenizer
 from instar.training.display import Display
@@ -58,4 +58,4 @@ def run(config: TokenizerConfig, display: Display) -> Path:
     return out
 
 
-STAGE = Stage("tokenizer", "learn a byte-pair vocabulary", TokenizerConfig, run)
+STAGE = Stage("tokenizer", "learn a byte-pair vocabulary", TokenizerConfig, by_main(run))

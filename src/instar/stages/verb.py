@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from instar.config import override, read_yaml
+from instar.distributed import launched
 from instar.errors import UserError
 from instar.recipes import find
 from instar.stages.base import StageConfig
@@ -42,7 +43,7 @@ def main(name: str, argv: list[str]) -> int:
         f"instar {name} FILE.yaml",
         description,
     )
-    with Display() as display:
+    with launched(), Display() as display:
         out = stage.run(config, display)
         display.note(f"{name}: wrote {out}")
     return 0

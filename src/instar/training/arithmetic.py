@@ -28,18 +28,18 @@ COMPILE_S = 60.0
 def compiles(choice: Compile, objective: nn.Module, source: Source, steps: int) -> bool:
     """Whether a run of ``steps`` steps is to be compiled.
 
-    ``auto`` does so where it pays: every micro-batch has one shape, and the run is so long that
-    what compiling saves is more than what it costs. That depends on the run's settings and on
+    ``auto`` does so where it pays: one process, micro-batches of one shape, and a run so long
+    that what compiling saves is more than what it costs. That depends on the run's settings and on
     the machine alone, so a run that goes on computes as it did before.
     """
     if choice == "off" or not can_compile():
         return False
     if choice == "on":
         return True
-    if not isinstance(source, PackedSource):
+    if not isinstance(source, PackedSource) or source.world_size > 1:
         return False
     parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad and p.dim() > 1)
-    tokens = steps * source.batch_size * source.context // source.world_size
+    tokens = steps * source.batch_size * source.context
     device = next(objective.parameters()).device
     dtype = resolve("auto", device)
     flops = remembered(f"{dtype} on {device.type}", lambda: product_flops(dtype, device))
@@ -66,8 +66,9 @@ def arithmetic(
 ) -> dict[str, str]:
     """What was chosen, in words, for the log and for ``lineage.json``."""
     dtype = resolve(precision, next(objective.parameters()).device)
+    products = precision if precision == "float8" else str(dtype).removeprefix("torch.")
     compiled = compiles(choice, objective, source, steps)
     code = "compiled" if compiled else "not compiled"
     if choice == "on" and not compiled:
         code += ": no compiler that works"
-    return {"products": str(dtype).removeprefix("torch."), "code": code}
+    return {"products": products, "code": code}

@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from instar.distributed import is_main
+
 PLAIN_EVERY_S = 15.0
 """Seconds between two lines when no terminal is attached."""
 
@@ -28,12 +30,12 @@ class Display:
     """Shows which stage runs, how far it is, how fast, and how much memory it takes.
 
     Args:
-        console: Where to write; standard output by default.
+        console: Where to write; by default standard output, and nowhere on ranks other than 0.
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
-        self._live = self.console.is_terminal
+        self.console = console or Console(highlight=False, quiet=not is_main())
+        self._live = self.console.is_terminal and not self.console.quiet
         self._bar = Progress(
             TextColumn("[bold]{task.description:<10}"),
             BarColumn(bar_width=24),

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 
-from torch import nn
-
+from instar.distributed import is_main, largest_over_ranks
 from instar.lineage import Stopwatch
 from instar.training.display import Display
 from instar.training.loop import TrainingConfig
 from instar.training.meter import Meter
+from instar.training.parallel import Learner
 from instar.training.state import Progress, Saver, WorkDirectory, save_tensors
 from instar.training.track import Tracker
 
@@ -31,7 +31,7 @@ class MetricsFile:
     """Rows of ``metrics.jsonl`` and ``speed.jsonl``, shown by trackers as well.
 
     Metrics are the same for every run that learns the same, however often it was stopped; what
-    the clock says stands apart from them.
+    the clock says stands apart from them. Only rank 0 writes.
     """
 
     def __init__(self, work: WorkDirectory, trackers: Sequence[Tracker] = ()) -> None:
@@ -39,13 +39,15 @@ class MetricsFile:
 
     def append(self, row: Mapping[str, float | int | str], progress: Progress) -> None:
         """Write a row and note in ``progress`` how long the file now is."""
-        progress.metrics_bytes = _append(self.work.metrics, row)
-        self._show(str(row["split"]), row, progress.step)
+        if is_main():
+            progress.metrics_bytes = _append(self.work.metrics, row)
+            self._show(str(row["split"]), row, progress.step)
 
     def append_speed(self, row: Mapping[str, float | int], progress: Progress) -> None:
         """Write a row about the clock."""
-        _append(self.work.speed, row)
-        self._show("speed", row, progress.step)
+        if is_main():
+            _append(self.work.speed, row)
+            self._show("speed", row, progress.step)
 
     def _show(self, group: str, row: Mapping[str, float | int | str], step: int) -> None:
         shown = {f"{group}/{key}": v for key, v in row.items() if isinstance(v, float | int)}
@@ -105,7 +107,7 @@ class Validate:
 
     config: TrainingConfig
     measure: Callable[[], dict[str, float]]
-    objective: nn.Module
+    learner: Learner
     work: WorkDirectory
     file: MetricsFile
     display: Display
@@ -120,7 +122,9 @@ class Validate:
         if measured["loss"] < progress.best_loss:
             progress.best_loss, progress.worse = measured["loss"], 0
             if self.config.keep_best:
-                save_tensors(self.work.best, self.objective.state_dict())
+                best = self.learner.state_dict()
+                if is_main():
+                    save_tensors(self.work.best, best)
         else:
             progress.worse += 1
             if self.config.patience and progress.worse >= self.config.patience:
@@ -141,7 +145,8 @@ class Save:
 
     def __call__(self, progress: Progress) -> None:
         """After each step; not after a refused one, which may be the first of a divergence."""
-        waited = time.monotonic() - self._saved > SAVE_EVERY_S
+        # Clocks differ between ranks, and all must save at the same step.
+        waited = largest_over_ranks(time.monotonic() - self._saved > SAVE_EVERY_S)
         wanted = waited or due(progress.step, self.config.save_every, progress.finished)
         if wanted and not progress.refused:
             self.saver.save(progress)

@@ -7,6 +7,8 @@ import sys
 import threading
 from types import FrameType, TracebackType
 
+from instar.distributed import largest_over_ranks
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -47,9 +49,9 @@ class Interruptible:
         print("\nfinishing this step; the same signal again stops at once", file=sys.stderr)
 
     def check(self) -> None:
-        """Raise ``Interrupted`` if a signal has come."""
-        if self.asked is not None:
-            raise Interrupted(self.asked)
+        """Raise ``Interrupted`` if a signal has come, to this rank or to another."""
+        if asked := largest_over_ranks(self.asked or 0):
+            raise Interrupted(asked)
 
     def __exit__(
         self,

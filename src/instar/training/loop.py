@@ -16,11 +16,12 @@ from instar.config import Config
 from instar.data.batch import Batch
 from instar.data.sources import Source
 from instar.distributed import sum_over_ranks, world
-from instar.objectives.base import Objective
+from instar.model.sharding import whole
 from instar.training.arithmetic import Compile, compiles
 from instar.training.interrupt import Interruptible
 from instar.training.meter import Meter
 from instar.training.optimizer import OptimizerConfig, Optimizers
+from instar.training.parallel import Learner, Parallel, even
 from instar.training.precision import Precision, autocast, resolve
 from instar.training.schedule import ScheduleConfig, factor
 from instar.training.state import Progress
@@ -62,10 +63,20 @@ class TrainingConfig(Config):
     rollbacks: NonNegative = 3
     """How often a run may go back before it gives up."""
     precision: Precision = "auto"
-    """Format of matrix products; `auto` takes bfloat16 where the hardware has it."""
+    """Format of matrix products; `auto` takes bfloat16 where the hardware has it. `float8` is for
+    GPUs from Ada and Hopper on (needs torchao); what is outside the blocks is then bfloat16."""
     compile: Compile = "auto"
     """Whether the blocks are compiled; `auto` does so where rows are packed and the run is long
     enough (some ten minutes) to win back the half minute that it takes."""
+    activation_checkpointing: bool = False
+    """Whether the backward pass computes each block anew instead of keeping what was inside it:
+    far less memory, a third more work."""
+    deterministic: bool = False
+    """Whether a GPU, too, adds in a fixed order, so that a resumed run is exact there; slower."""
+    parallel: Parallel = "ddp"
+    """What each of several processes holds: `ddp` a copy of the models, `zero2` shards of gradients
+    and optimizer state, `zero3` (FSDP) shards of everything, `hsdp` those within each node. One
+    process has no use for it."""
     track: list[TrackerName] = []
     """Trackers that show the metrics as well, if they are installed."""
     log_every: Annotated[int, Gt(0)] = 10
@@ -88,7 +99,7 @@ class TrainingConfig(Config):
 
 
 def fit(
-    objective: Objective,
+    learner: Learner,
     source: Source,
     optimizers: Optimizers,
     config: TrainingConfig,
@@ -100,7 +111,7 @@ def fit(
     """Train until ``config.steps``, or until a hook sets ``progress.finished``.
 
     Args:
-        objective: Owns the trainable models; already on its device.
+        learner: Holds the objective, which owns the trainable models; on its device.
         source: Gives the micro-batches of each step.
         optimizers: Move the objective's parameters.
         config: How long and how carefully.
@@ -113,17 +124,18 @@ def fit(
         Divergence: The gradient was not finite, or far too long, for many steps in a row.
         Interrupted: Ctrl-C or SIGTERM, after the step under way and its hooks.
     """
+    objective = learner.objective
     device = next(objective.parameters()).device
     dtype = resolve(config.precision, device)
     compiling = compiles(config.compile, objective, source, config.steps)
     while progress.step < config.steps and not progress.finished:
         with autocast(dtype, device):
-            micro_batches = [batch.to(device) for batch in next(source)]
+            micro_batches = even([batch.to(device) for batch in next(source)])
         rate = factor(config.schedule, progress.step, config.steps)
         rate *= ROLLBACK_RATE**progress.rollbacks
         objective.train()
         with compiled(compiling):
-            norm = accumulate(objective, micro_batches, meter, config.gradient_clip, dtype)
+            norm, tokens = accumulate(learner, micro_batches, meter, config.gradient_clip, dtype)
         if is_good(norm, progress, config):
             optimizers.step(rate)
             progress.refused = 0
@@ -133,7 +145,7 @@ def fit(
         optimizers.zero_grad()
         meter.add({"grad_norm": (torch.tensor(norm, device=device), torch.ones((), device=device))})
         progress.step += 1
-        progress.tokens += sum(batch.input_ids.numel() for batch in micro_batches)
+        progress.tokens += tokens
         progress.means = {"lr": optimizers.lr, **source.metrics()}
         if progress.refused == REFUSALS:
             raise Divergence
@@ -157,25 +169,28 @@ def is_good(norm: float, progress: Progress, config: TrainingConfig) -> bool:
 
 
 def accumulate(
-    objective: Objective,
+    learner: Learner,
     micro_batches: Sequence[Batch],
     meter: Meter,
     gradient_clip: float,
     dtype: torch.dtype,
-) -> float:
+) -> tuple[float, int]:
     """Gradients of one step: summed over micro-batches and ranks, divided once, clipped.
 
     Returns:
-        Length of the gradient before clipping.
+        Length of the gradient before clipping, and how many tokens all ranks trained on, padding
+        included.
     """
-    device = micro_batches[0].input_ids.device
+    objective, device = learner.objective, micro_batches[0].input_ids.device
     local = torch.stack([objective.count(batch).double() for batch in micro_batches]).sum()
-    count = sum_over_ranks(local)[0].clamp(min=1e-8)
-    for batch in micro_batches:
-        with autocast(dtype, device):
-            loss = objective(batch)
-        # Gradient synchronisation averages over ranks, hence the factor.
-        (loss.total * (world()[1] / count)).backward()
+    tokens = torch.tensor(sum(batch.input_ids.numel() for batch in micro_batches), device=device)
+    count, tokens = sum_over_ranks(local, tokens)
+    for number, batch in enumerate(micro_batches, start=1):
+        with learner.synchronising(number == len(micro_batches)):
+            with autocast(dtype, device):
+                loss = learner(batch)
+            # Gradient synchronisation averages over ranks, hence the factor.
+            (loss.total * (world()[1] / count.clamp(min=1e-8))).backward()
         meter.add({"loss": (loss.total, objective.count(batch)), **loss.metrics})
     norm = nn.utils.clip_grad_norm_(objective.parameters(), gradient_clip)
-    return float(norm)
+    return float(whole(norm)), int(tokens)

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from instar.config import Config
+from instar.model.sharding import part_of, whole
+from instar.training import eight_bit
 from instar.training.precision import has_fast_bfloat16
 
 Fraction = Annotated[float, Ge(0), Lt(1)]
@@ -20,8 +22,9 @@ Fraction = Annotated[float, Ge(0), Lt(1)]
 class OptimizerConfig(Config):
     """Which rule moves the weights, and how far."""
 
-    name: Literal["muon", "adamw"] = "adamw"
-    """`muon` orthogonalises the updates of the blocks' matrices; the rest is AdamW in both."""
+    name: Literal["muon", "adamw", "adamw8bit"] = "adamw"
+    """`muon` orthogonalises the updates of the blocks' matrices; the rest is AdamW, as everything
+    is in `adamw`. `adamw8bit` keeps its moments in eight bits (needs torchao)."""
     lr: Annotated[float, Gt(0)] = 1e-3
     """Peak learning rate of AdamW."""
     muon_lr: Annotated[float, Gt(0)] = 0.02
@@ -103,11 +106,12 @@ class Muon(torch.optim.Optimizer):
             state["momentum"].lerp_(p.grad, 1 - group["momentum"])
             ahead.append(p.grad.lerp(state["momentum"], group["momentum"]))
         dtype = torch.bfloat16 if has_fast_bfloat16(params[0].device) else torch.float32
-        updates = orthogonalize(torch.stack(ahead).to(dtype))
+        # What is spread over ranks is orthogonalised whole, by each of them.
+        updates = orthogonalize(torch.stack([whole(a) for a in ahead]).to(dtype))
         scale = 0.2 * max(params[0].shape) ** 0.5
         for p, update in zip(params, updates, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(update, alpha=-group["lr"] * scale)
+            p.add_(part_of(update, p), alpha=-group["lr"] * scale)
 
 
 class Optimizers:
@@ -120,21 +124,19 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         matrices, tables, vectors = _sort_parameters(model)
-        if config.name == "adamw":
+        if config.name != "muon":
             tables, matrices = tables + matrices, []
         groups = [
             {"params": tables, "weight_decay": config.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        self.all: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
-                [g for g in groups if g["params"]],
-                lr=config.lr,
-                betas=config.betas,
-                eps=config.eps,
-                fused=True,
-            )
-        ]
+        groups = [group for group in groups if group["params"]]
+        settings = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+        if config.name == "adamw8bit":
+            adamw = eight_bit.adamw(groups, **settings)
+        else:
+            adamw = torch.optim.AdamW(groups, **settings, fused=True)
+        self.all: list[torch.optim.Optimizer] = [adamw]
         if matrices:
             self.all.append(Muon(matrices, config.muon_lr, config.momentum, config.weight_decay))
         self._peaks = [[group["lr"] for group in o.param_groups] for o in self.all]
@@ -157,13 +159,30 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Moments and momenta."""
-        return [optimizer.state_dict() for optimizer in self.all]
+        """Moments and momenta, whole; all ranks must ask."""
+        return [_whole(optimizer.state_dict()) for optimizer in self.all]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Go on with those."""
+        """Go on with those, which all ranks hold."""
         for optimizer, state in zip(self.all, states, strict=True):
-            optimizer.load_state_dict(state)
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            parts = {
+                index: {k: part_of(v, params[index]) if _spread(v) else v for k, v in own.items()}
+                for index, own in state["state"].items()
+            }
+            optimizer.load_state_dict(state | {"state": parts})
+
+
+def _spread(value: Any) -> bool:
+    """Whether a value of an optimizer's state is spread as its parameter is; counts are not."""
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def _whole(value: Any) -> Any:
+    """The same values, with tensors that are spread over ranks put together."""
+    if isinstance(value, dict):
+        return {key: _whole(inner) for key, inner in value.items()}
+    return whole(value) if isinstance(value, Tensor) else value
 
 
 def _sort_parameters(

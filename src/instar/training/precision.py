@@ -10,7 +10,7 @@ import torch
 
 from instar.machine import fastest, product_flops
 
-Precision = Literal["auto", "bfloat16", "float32"]
+Precision = Literal["auto", "bfloat16", "float32", "float8"]
 
 
 @functools.cache
@@ -36,6 +36,8 @@ def resolve(precision: Precision, device: torch.device) -> torch.dtype:
     """The format of matrix products; weights and their updates stay in float32."""
     if precision == "auto":
         return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    if precision == "float8":  # of the blocks' products: see `instar.training.eight_bit`
+        return torch.bfloat16
     return getattr(torch, precision)
 
 

@@ -14,13 +14,15 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from instar.data.sources import Source
+from instar.distributed import is_main, on_main
 from instar.files import read_json, write_json, write_text
 from instar.lineage import hash_file
 from instar.training.meter import Meter
 from instar.training.optimizer import Optimizers
+from instar.training.parallel import Learner
 
 KEPT_STATES = 2
 """So many saved states are kept, in case the newest is damaged."""
@@ -155,15 +157,20 @@ def load_tensors(path: Path) -> Any:
     """
     if hash_file(path) != checksum_of(path).read_text(encoding="utf-8"):
         raise ValueError("its checksum is wrong")
-    return torch.load(path, weights_only=True, map_location="cpu")
+    # Mapped, not read: who asks for a part of it, reads that part.
+    return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
 
 
 @dataclass
 class Saver:
-    """Writes states in the background, one after the other, while training goes on."""
+    """Writes states in the background, one after the other, while training goes on.
+
+    Rank 0 writes; the others take part in gathering what is spread over them, and in reading. A
+    state holds whole tensors, so that any number of ranks can go on from it.
+    """
 
     work: WorkDirectory
-    objective: nn.Module
+    learner: Learner
     optimizers: Optimizers
     source: Source
     meter: Meter
@@ -195,12 +202,13 @@ class Saver:
             failed = True  # perhaps there is room again; if not, it must be known now
         state = {
             "progress": asdict(progress),
-            "objective": self.objective.state_dict(),
+            "objective": self.learner.state_dict(),
             "optimizers": self.optimizers.state_dict(),
             "source": self.source.state_dict(),
             "meter": self.meter.state_dict(),
         }
-        self._writing = self._pool.submit(self._write, _copied(state))
+        if is_main():
+            self._writing = self._pool.submit(self._write, _copied(state))
         if failed:
             self.wait()
 
@@ -228,24 +236,30 @@ class Saver:
             warn: Told of each damaged state, which is then removed.
         """
         self.wait()
+        path = on_main(lambda: self._newest(warn))
+        if path is None:
+            return None
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        self.learner.load_state_dict(state["objective"])
+        self.optimizers.load_state_dict(state["optimizers"])
+        self.source.load_state_dict(state["source"])
+        self.meter.load_state_dict(state["meter"])
+        progress = Progress(**state["progress"])
+        if is_main() and self.work.metrics.exists():
+            os.truncate(self.work.metrics, progress.metrics_bytes)
+        return progress
+
+    def _newest(self, warn: Callable[[str], None]) -> Path | None:
+        """The newest whole state; damaged ones are removed."""
         for path in self.work.states():
             try:
-                state = load_tensors(path)
-                written = state["progress"]["metrics_bytes"]
+                written = load_tensors(path)["progress"]["metrics_bytes"]
                 if written and self.work.metrics.stat().st_size < written:
                     raise ValueError("metrics that belong to it are missing")
+                return path
             except (ValueError, RuntimeError, OSError, pickle.UnpicklingError) as error:
                 warn(f"{path} is damaged ({error}); going back to the one before it")
                 _remove_state(path)
-                continue
-            self.objective.load_state_dict(state["objective"])
-            self.optimizers.load_state_dict(state["optimizers"])
-            self.source.load_state_dict(state["source"])
-            self.meter.load_state_dict(state["meter"])
-            progress = Progress(**state["progress"])
-            if self.work.metrics.exists():
-                os.truncate(self.work.metrics, progress.metrics_bytes)
-            return progress
         return None
 
 
