@@ -297,12 +297,12 @@ def tables(name: str, found: dict[str, Any]) -> Iterator[str]:
     model, peak, step_s = shape.model, found["peak_flops"], found["step_s"]
     weights = model.matrix_parameters()
     attended = model.flops_per_token(shape.context)
-    yield f"## {name}: {model.num_hidden_layers} layers of {model.hidden_size}, "
-    yield (
-        f"{weights / 1e6:.1f}M weights in products, vocabulary {model.vocab_size:,}, "
-        f"{shape.rows} rows of {shape.context} tokens a step"
-    )
+    yield f"## {name}"
     yield ""
+    yield (
+        f"{model.num_hidden_layers} layers of {model.hidden_size}, {weights / 1e6:.1f}M weights in products, vocabulary {model.vocab_size:,}, "
+        f"{shape.rows} rows of {shape.context} tokens a step."
+    )
     yield f"Peak of bfloat16 products, measured in the same run: {peak / 1e9:.0f} GFLOP/s."
     yield ""
     yield "| | tokens/s | ours is faster by | share of peak, 6N | with attention | first step |"
@@ -316,10 +316,8 @@ def tables(name: str, found: dict[str, Any]) -> Iterator[str]:
     yield f"Medians of {found['rounds']} rounds of {found['steps']} steps each, in turn."
     yield ""
     costs = found["overheads"]
-    yield "What data and hooks cost of a step: " + ", ".join(
-        f"{what} {share:.2%}" for what, share in costs.items()
-    )
-    yield f"; together **{sum(costs.values()):.2%}**."
+    each = ", ".join(f"{what} {share:.2%}" for what, share in costs.items())
+    yield f"What data and hooks cost of our step: {each}; together **{sum(costs.values()):.2%}**."
     yield ""
 
 
