@@ -300,8 +300,9 @@ def tables(name: str, found: dict[str, Any]) -> Iterator[str]:
     yield f"## {name}"
     yield ""
     yield (
-        f"{model.num_hidden_layers} layers of {model.hidden_size}, {weights / 1e6:.1f}M weights in products, vocabulary {model.vocab_size:,}, "
-        f"{shape.rows} rows of {shape.context} tokens a step."
+        f"{model.num_hidden_layers} layers of {model.hidden_size}, vocabulary "
+        f"{model.vocab_size:,}, {weights / 1e6:.1f}M weights in products, {shape.rows} rows of "
+        f"{shape.context} tokens a step."
     )
     yield f"Peak of bfloat16 products, measured in the same run: {peak / 1e9:.0f} GFLOP/s."
     yield ""
