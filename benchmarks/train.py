@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from instar.data.batch import Batch
 from instar.data.sources import PackedSource
 from instar.lineage import Stopwatch, environment
 from instar.machine import product_flops
@@ -110,6 +111,18 @@ class Timed:
             self.seconds += time.perf_counter() - began
 
 
+class TimedSource(PackedSource):
+    """Packed rows, and the seconds that drawing them took."""
+
+    seconds = 0.0
+
+    def __next__(self) -> list[Batch]:
+        began = time.perf_counter()
+        batches = super().__next__()
+        self.seconds += time.perf_counter() - began
+        return batches
+
+
 class Ours:
     """The loop of every stage, with its source, optimizer, hooks, saver and monitor.
 
@@ -128,7 +141,7 @@ class Ours:
         self.learner = Learner(NextToken(model))
         self.optimizers = Optimizers(self.learner.objective, self.config.optimizer)
         tokens = learnable_tokens(shape.model.vocab_size)
-        self.source = PackedSource(tokens, shape.context, shape.rows, shape.rows, seed=0)
+        self.source = TimedSource(tokens, shape.context, shape.rows, shape.rows, seed=0)
         self.meter, self.progress, self.ends = Meter(), Progress(), []
         directory = stack.enter_context(tempfile.TemporaryDirectory())
         self.work = WorkDirectory(Path(directory) / "out", "benchmark")
@@ -139,7 +152,6 @@ class Ours:
         display = Display(Console(file=io.StringIO()))
         log = Log(self.config, self.meter, MetricsFile(self.work), display, Stopwatch())
         self.hooks = [Timed(log), Timed(Save(self.config, self.saver))]
-        self.drawing = Timed(self.source.__class__.__next__)
         self.adding = Timed(self.meter.add)
         self.meter.add = self.adding  # type: ignore[method-assign]
 
@@ -153,10 +165,9 @@ class Ours:
             progress.finished = progress.step >= end
 
         self.progress.finished = False
-        source = _Drawn(self.source, self.drawing)
         fit(
             self.learner,
-            source,
+            self.source,
             self.optimizers,
             self.config,
             self.progress,
@@ -170,7 +181,7 @@ class Ours:
         """What data and hooks cost, as shares of a step's time."""
         steps = self.progress.step
         shares = {
-            "next(source)": self.drawing.seconds / steps / step_s,
+            "next(source)": self.source.seconds / steps / step_s,
             "metrics": self.adding.seconds / steps / step_s,
             "logging": self.hooks[0].seconds / steps / step_s,
         }
@@ -183,19 +194,6 @@ class Ours:
         self.saver.wait()  # as if nothing of the writing went on beside training
         shares["saving"] = (time.perf_counter() - began) / SAVE_EVERY_S
         return shares
-
-
-class _Drawn:
-    """A source whose drawing is timed."""
-
-    def __init__(self, source: PackedSource, drawing: Timed) -> None:
-        self.source, self.drawing = source, drawing
-
-    def __next__(self) -> Any:
-        return self.drawing(self.source)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.source, name)
 
 
 class Theirs:
