@@ -3,7 +3,8 @@
 Both train a Qwen3 of the same shape on the same rows with AdamW. A step is timed from the end of
 the one before it to its own end, so that everything counts: data, forward, backward, optimizer,
 hooks. Shared machines are noisy; so every round visits every contestant, and what is reported are
-medians over all rounds and their ratios.
+medians over all rounds and their ratios. Each has a process of its own, so that nobody inherits
+another's memory allocator.
 
     python benchmarks/train.py --shapes S5 S30
 """
@@ -20,6 +21,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -257,26 +260,57 @@ def quiet() -> Iterator[None]:
         yield
 
 
+def _work(name: str, shape: Shape, pipe: Connection) -> None:
+    """A contestant's process: does what it is told to, one thing at a time."""
+    kind, settings = CONTESTANTS[name]
+    if kind is Ours:
+        keep_freed_memory()  # as the command line does; for others it would be a gift of ours
+    with ExitStack() as stack, quiet():
+        contestant = kind(shape, stack, **settings)
+        while order := pipe.recv():
+            pipe.send(getattr(contestant, order[0])(*order[1:]))
+
+
+class Apart:
+    """A contestant in a process of its own, which sleeps unless it is its turn."""
+
+    def __init__(self, name: str, shape: Shape) -> None:
+        context = get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(name, shape, theirs), daemon=True)
+        self.process.start()
+
+    def ask(self, what: str, *arguments: Any) -> Any:
+        """The outcome of one of the contestant's methods."""
+        self.pipe.send((what, *arguments))
+        return self.pipe.recv()
+
+    def end(self) -> None:
+        """Its work is done."""
+        self.pipe.send(None)
+        self.process.join()
+
+
 def measure(shape: Shape, names: list[str], rounds: int, steps: int) -> dict[str, Any]:
     """Seconds of every step of every contestant, and the peak, over alternating rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in names}
     peaks: list[float] = []
     first_s: dict[str, float] = {}
-    with ExitStack() as stack, quiet():
-        contestants = {}
-        for name in names:
-            kind, settings = CONTESTANTS[name]
-            contestants[name] = kind(shape, stack, **settings)
-            began = time.perf_counter()
-            contestants[name].round(1)  # compiles, warms up
-            first_s[name] = time.perf_counter() - began
-            print(f"  {name}: ready after {first_s[name]:.1f} s", flush=True)
-        for _ in range(rounds):
-            peaks.append(product_flops(torch.bfloat16, torch.device("cpu")))
-            for name, contestant in contestants.items():
-                seconds[name] += contestant.round(steps)
-        step_s = {name: statistics.median(values) for name, values in seconds.items()}
-        overheads = contestants["ours"].overheads(step_s["ours"])
+    contestants = {}
+    for name in names:
+        contestants[name] = Apart(name, shape)
+        began = time.perf_counter()
+        contestants[name].ask("round", 1)  # starts, compiles, warms up
+        first_s[name] = time.perf_counter() - began
+        print(f"  {name}: ready after {first_s[name]:.1f} s", flush=True)
+    for _ in range(rounds):
+        peaks.append(product_flops(torch.bfloat16, torch.device("cpu")))
+        for name, contestant in contestants.items():
+            seconds[name] += contestant.ask("round", steps)
+    step_s = {name: statistics.median(values) for name, values in seconds.items()}
+    overheads = contestants["ours"].ask("overheads", step_s["ours"])
+    for contestant in contestants.values():
+        contestant.end()
     return {
         "tokens": shape.tokens,
         "rounds": rounds,
@@ -343,7 +377,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="steps of each contestant a round")
     options = parser.parse_args()
-    keep_freed_memory()
     RESULTS.mkdir(exist_ok=True)
     for name in options.shapes:
         print(f"{name}: {options.rounds} rounds", flush=True)
