@@ -71,6 +71,19 @@ class TestTokenLogprobs:
             torch.autograd.grad(logprobs.sum(), (hidden, head)),
         )
 
+    def test_looking_at_every_token_gives_the_same(self, monkeypatch: pytest.MonkeyPatch):
+        """As on a GPU, where nobody counts which ones are wanted."""
+        hidden, head, targets = random_head()
+        assert (targets == IGNORE).any()
+        found = []
+        for everywhere in (False, True):
+            if everywhere:
+                monkeypatch.setattr(functional, "_places", lambda m: torch.arange(m.numel()))
+            both = token_logprobs_and_entropy(hidden, head, targets)
+            loss = (both[0] + 0.3 * both[1]).sum()
+            found.append([*both, *torch.autograd.grad(loss, (hidden, head))])
+        torch.testing.assert_close(found[0], found[1])
+
     def test_nothing_wanted_gives_zeros_with_a_gradient(self):
         hidden, head, targets = random_head()
         logprobs = token_logprobs(hidden, head, torch.full_like(targets, IGNORE))

@@ -68,8 +68,11 @@ class Batch:
         return {name: value for name, value in present.items() if value is not None}
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on ``device``."""
-        return Batch(**{k: v.to(device, non_blocking=True) for k, v in self.tensors().items()})
+        """The same batch on ``device``; a GPU fetches it by itself, from memory that stays put."""
+        tensors = self.tensors()
+        if device.type == "cuda":
+            tensors = {k: v if v.is_cuda else v.pin_memory() for k, v in tensors.items()}
+        return Batch(**{k: v.to(device, non_blocking=True) for k, v in tensors.items()})
 
     def rows(self, index: Int[Tensor, " n"] | Bool[Tensor, " b"] | slice) -> Batch:
         """The chosen rows of every field."""

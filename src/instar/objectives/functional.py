@@ -96,7 +96,7 @@ def _by_chunks(
 ) -> Float[Tensor, "k b t"]:
     """Apply ``quantities`` to the wanted tokens, chunk by chunk, and put the results in place."""
     mask = targets != IGNORE
-    places = mask.flatten().nonzero().squeeze(1)
+    places = _places(mask)
     # Numbers of rows in steps of GRAIN: matrix products are tuned afresh for every new shape.
     index = F.pad(places, (0, -len(places) % GRAIN))
     states = hidden.flatten(0, 1)[index].split(chunk)
@@ -110,8 +110,21 @@ def _by_chunks(
         for h, y in zip(states, wanted, strict=True)
     ]
     values = torch.cat(found, dim=1)  # type: ignore[arg-type]
+    values = values[:, : len(places)]
     zeros = values.new_zeros(len(values), *targets.shape)
-    return zeros.masked_scatter(mask, values[:, : len(places)])
+    if len(places) == mask.numel():
+        return torch.where(mask, values.view_as(zeros), zeros)
+    return zeros.masked_scatter(mask, values)
+
+
+def _places(mask: Bool[Tensor, "b t"]) -> Int[Tensor, " n"]:
+    """Which tokens to look at: the wanted ones, or on a GPU all.
+
+    There, to know how many are wanted, the processor would have to wait in the middle of a step.
+    """
+    if mask.is_cuda:
+        return torch.arange(mask.numel(), device=mask.device)
+    return mask.flatten().nonzero().squeeze(1)
 
 
 def kl_k1(
