@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/mini
 
-.PHONY: help grow smoke test test-slow lint format clean
+.PHONY: help grow smoke test test-slow bench lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ test: .venv/dev.stamp  ## all quick tests
 
 test-slow: .venv/dev.stamp  ## the checks that take minutes
 	$(BIN)/python -m pytest -m slow
+
+bench: .venv/dev.stamp  ## measure beside peers, some ten minutes each; writes benchmarks/report.md
+	for each in benchmarks/*.py; do $(BIN)/python $$each || exit 1; done
 
 lint: .venv/dev.stamp  ## formatting, style, types
 	$(BIN)/ruff format --check .

@@ -18,6 +18,7 @@ ORDER = (
     "config",
     "distributed",
     "machine",
+    "compilation",
     "data.schema",  # the records themselves: words without tensors
     "data.readers",  # and how they are read; a tokenizer learns from such files
     "tokenizer",

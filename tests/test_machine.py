@@ -1,12 +1,22 @@
-"""What is measured of the machine."""
+"""What is measured of the machine, and what is chosen by it."""
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
+import pytest
 import torch
 
-from instar.machine import product_flops
+from instar import machine
+from instar.machine import fastest, product_flops, remembered
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "instar" / "machine.json"
 
 
 def test_a_products_speed_is_that_of_products_timed_by_hand() -> None:
@@ -19,3 +29,51 @@ def test_a_products_speed_is_that_of_products_timed_by_hand() -> None:
     by_hand = 5 * 2 * 512**3 / (time.perf_counter() - began)
     # A machine shared with others is noisy; a wrong factor or unit is not within ten.
     assert by_hand / 10 < found < by_hand * 10
+
+
+def test_a_question_is_asked_once() -> None:
+    answers = iter([1.5, 2.5])
+    assert remembered("speed", lambda: next(answers)) == 1.5
+    assert remembered("speed", lambda: next(answers)) == 1.5
+    assert remembered("other", lambda: next(answers)) == 2.5
+
+
+def test_another_machine_asks_for_itself(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    assert remembered("speed", lambda: 1) == 1
+    monkeypatch.setattr(machine, "identity", lambda: "another")
+    assert remembered("speed", lambda: 2) == 2
+    monkeypatch.undo()
+    kept = json.loads(cache.read_text())
+    assert sorted(answers["speed"] for answers in kept.values()) == [1, 2]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": '])
+def test_a_damaged_file_is_measured_again(damage: str, cache: Path) -> None:
+    cache.parent.mkdir()
+    cache.write_text(damage)
+    assert remembered("speed", lambda: 3) == 3
+    assert remembered("speed", lambda: 4) == 3
+
+
+def test_where_nothing_can_be_written_it_is_measured_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    answers = iter([1, 2])
+    assert remembered("speed", lambda: next(answers)) == 1
+    assert remembered("speed", lambda: next(answers)) == 2
+
+
+@pytest.mark.parametrize(
+    ("speeds", "chosen"),
+    [
+        ({"usual": 1.0, "other": 1.05}, "usual"),  # that may be noise
+        ({"usual": 1.0, "other": 1.5}, "other"),
+        ({"usual": 2.0, "other": 1.0}, "usual"),
+    ],
+)
+def test_only_what_is_clearly_faster_takes_the_defaults_place(
+    speeds: dict[str, float], chosen: str
+) -> None:
+    assert fastest("way", lambda: speeds, "usual") == chosen

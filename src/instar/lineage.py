@@ -99,6 +99,8 @@ def environment() -> dict[str, str]:
     """The versions and the machine that a result depends on."""
     import torch
 
+    from instar.machine import processor_name
+
     return {
         "instar": instar.__version__,
         "python": platform.python_version(),
@@ -107,16 +109,6 @@ def environment() -> dict[str, str]:
         "machine": platform.machine(),
         "processor": processor_name(),
     }
-
-
-def processor_name() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
 
 
 def write_lineage(directory: Path, record: dict[str, Any], cost: Cost) -> None:

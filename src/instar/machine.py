@@ -1,13 +1,25 @@
-"""What this machine can do, measured on it."""
+"""What this machine can do: measured on it once, and remembered."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import platform
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from instar.errors import UserError
+from instar.files import read_json, write_json
+
 MEASURED_S = 0.2
-"""Seconds that one measurement of the products' speed may take, after warming up."""
+"""Seconds that one measurement may take, after warming up."""
+
+CLEARLY = 1.1
+"""How much faster than the default something must be to be chosen; noise is less."""
 
 
 def product_flops(dtype: torch.dtype, device: torch.device) -> float:
@@ -25,16 +37,72 @@ def product_flops(dtype: torch.dtype, device: torch.device) -> float:
     """
     size = 1024 if device.type == "cpu" else 8192
     a, b = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
-    _product_s(a, b)  # choosing a kernel takes time, the first time
+    # Reading a value waits for the device.
+    return 2 * size**3 / best_s(lambda: (a @ b.T)[0, 0].item())
+
+
+def best_s(call: Callable[[], object]) -> float:
+    """The fewest seconds that ``call`` took, of as many as ``MEASURED_S`` has room for."""
+    call()  # choosing a kernel takes time, the first time
     best, end = float("inf"), time.perf_counter() + MEASURED_S
-    while time.perf_counter() < end:
-        best = min(best, _product_s(a, b))
-    return 2 * size**3 / best
+    while best == float("inf") or time.perf_counter() < end:
+        began = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - began)
+    return best
 
 
-def _product_s(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Seconds that ``a b'`` takes."""
-    began = time.perf_counter()
-    product = a @ b.T
-    product[0, 0].item()  # waits for the device
-    return time.perf_counter() - began
+def remembered(question: str, measure: Callable[[], Any]) -> Any:
+    """What ``measure`` found (a JSON value), the first time that ``question`` was asked here.
+
+    Answers are kept in ``instar/machine.json`` in the user's cache directory, apart for each
+    processor, number of threads and version of torch; delete the file to have it all measured
+    again. What a run chooses by them so stays the same when it is stopped and goes on.
+    """
+    path, key = _path(), identity()
+    try:
+        known = read_json(path)
+        answers = known.get(key, {})
+    except (UserError, OSError, AttributeError):
+        known, answers = {}, {}  # not there, or not ours
+    if question not in answers:
+        answers[question] = measure()
+        with contextlib.suppress(OSError):  # a home that cannot be written to: measured each time
+            write_json(path, {**known, key: answers})
+    return answers[question]
+
+
+def fastest(question: str, speeds: Callable[[], dict[str, float]], default: str) -> str:
+    """Which of several ways to the same end is the fastest here.
+
+    Another than the default is taken only if it is ``CLEARLY`` faster.
+
+    Args:
+        question: What is to be chosen.
+        speeds: Measures how fast each way is, by name, in any unit.
+        default: The way to take if nothing is clearly better.
+    """
+    found = remembered(question, speeds)
+    best = max(found, key=found.__getitem__)
+    return best if found[best] > CLEARLY * found.get(default, 0.0) else default
+
+
+def identity() -> str:
+    """What answers belong to: processor, threads and version of torch."""
+    return f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def processor_name() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def _path() -> Path:
+    """Where answers are kept."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "instar" / "machine.json"

@@ -6,7 +6,7 @@ import argparse
 import functools
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -214,7 +214,7 @@ def measure(
     return Profile(seconds, wall_s / steps, flops / wall_s, peak)
 
 
-def by_category(events: Sequence[FunctionEvent], on_device: bool) -> Counter[str]:
+def by_category(events: Sequence[FunctionEvent], on_device: bool) -> dict[str, float]:
     """Seconds of the events themselves, without those that they call, by category.
 
     A backward operation belongs to the region in which its forward operation ran: autograd gives
@@ -229,7 +229,7 @@ def by_category(events: Sequence[FunctionEvent], on_device: bool) -> Counter[str
         region = _region(event)
         if region and event.sequence_nr >= 0 and not _inside_backward(event):
             regions.setdefault(event.sequence_nr, region)
-    spent: Counter[str] = Counter()
+    spent: dict[str, float] = defaultdict(float)
     for event in events:
         microseconds = event.self_device_time_total if on_device else event.self_cpu_time_total
         if microseconds > 0:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from instar.compilation import compilable
+from instar.model.attention import FROM_TOKENS, attend_in_blocks
 from instar.model.cache import KVCache
 from instar.model.config import ModelConfig
 
@@ -108,8 +110,11 @@ class _Rotated(torch.autograd.Function):
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    if torch.compiler.is_compiling():  # which makes one pass of what is written plainly
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     turned = torch.empty_like(x)
-    (first, second), (to_first, to_second) = x.chunk(2, dim=-1), turned.chunk(2, dim=-1)
+    to_first, to_second = turned.chunk(2, dim=-1)
     torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-1)
     torch.mul(second, cos, out=to_second).addcmul_(first, sin)
     return turned
@@ -139,7 +144,10 @@ def attend(
         )
     b, h, t, e = queries.shape
     kv, s = keys.shape[1], keys.shape[2]
-    grouped = (queries * (1 / math.sqrt(e))).reshape(b, kv, h // kv * t, e)
+    scaled = queries * (1 / math.sqrt(e))
+    if visible is None and t == s >= FROM_TOKENS:
+        return attend_in_blocks(scaled, keys, values)
+    grouped = scaled.reshape(b, kv, h // kv * t, e)
     scores = (grouped @ keys.transpose(-1, -2)).view(b, h, t, s)
     if visible is None:
         hidden = torch.ones(t, s, dtype=torch.bool, device=scores.device).triu(s - t + 1)
@@ -210,6 +218,7 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
+    @compilable
     def forward(
         self,
         x: Float[Tensor, "b t d"],

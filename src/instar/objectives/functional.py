@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from instar.compilation import compilable
 from instar.data.batch import IGNORE
 
 CHUNK = 1024
@@ -70,6 +71,7 @@ def token_logprobs_and_entropy(
     return logprobs, entropy
 
 
+@compilable
 def _logprobs(
     hidden: Float[Tensor, "n d"], head_weight: Float[Tensor, "v d"], targets: Int[Tensor, " n"]
 ) -> Float[Tensor, "1 n"]:

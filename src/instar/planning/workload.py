@@ -203,7 +203,7 @@ def rollouts(
         rows = asked.repeat(config.samples) + limited
         batch = Extent(len(rows), padded_width(int(rows.max())), int(limited.sum()))
         experience = Experience(asked.tolist(), limited.tolist(), per_rollout, batch)
-        made.append(Experience(**vars(experience) | {"readings": readings, "scorings": scorings}))
+        made.append(replace(experience, readings=readings, scorings=scorings))
     return made
 
 

@@ -38,6 +38,7 @@ from instar.objectives.base import Objective
 from instar.planning.survey import Survey
 from instar.planning.workload import Workload
 from instar.tokenizer.hf import Tokenizer
+from instar.training.arithmetic import arithmetic
 from instar.training.display import Display
 from instar.training.eight_bit import float8_products
 from instar.training.hooks import Log, MetricsFile, Save, Validate
@@ -204,6 +205,8 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
         display.stage(config.stage, "getting ready")
         torch.manual_seed(config.seed)
         job = build(config)
+        how = _arithmetic(job, config.training)
+        display.note(f"{config.stage}: products in {how['products']}, {how['code']}")
         record = {"name": f"{config.run.name}/{out.name}", "directory": config.run}
         record["config"] = config.model_dump(mode="json")
         with ExitStack() as stack:
@@ -213,11 +216,17 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
                 stack.callback(trackers[-1].close)
             progress = _train(job, config.training, work, watch, display, trackers)
         weights = weights_of(job.product)
-        made = provenance | {"processes": world()[1]}
+        made = provenance | {"processes": world()[1], "arithmetic": how}
         on_main(lambda: _write(out, job, weights, work, made, progress, watch))
         return out
 
     return run
+
+
+def _arithmetic(job: Job, training: TrainingConfig) -> dict[str, str]:
+    """How the job will be computed."""
+    objective, source = job.objective.to(default_device()), job.source
+    return arithmetic(objective, source, training.precision, training.compile, training.steps)
 
 
 def _write(

@@ -11,11 +11,13 @@ from annotated_types import Ge, Gt
 from pydantic import model_validator
 from torch import nn
 
+from instar.compilation import compiled
 from instar.config import Config
 from instar.data.batch import Batch
 from instar.data.sources import Source
 from instar.distributed import sum_over_ranks, world
 from instar.model.sharding import whole
+from instar.training.arithmetic import Compile, compiles
 from instar.training.interrupt import Interruptible
 from instar.training.meter import Meter
 from instar.training.optimizer import OptimizerConfig, Optimizers
@@ -63,6 +65,9 @@ class TrainingConfig(Config):
     precision: Precision = "auto"
     """Format of matrix products; `auto` takes bfloat16 where the hardware has it. `float8` is for
     GPUs from Ada and Hopper on (needs torchao); what is outside the blocks is then bfloat16."""
+    compile: Compile = "auto"
+    """Whether the blocks are compiled; `auto` does so where rows are packed and the run is long
+    enough (some ten minutes) to win back the half minute that it takes."""
     activation_checkpointing: bool = False
     """Whether the backward pass computes each block anew instead of keeping what was inside it:
     far less memory, a third more work."""
@@ -122,13 +127,15 @@ def fit(
     objective = learner.objective
     device = next(objective.parameters()).device
     dtype = resolve(config.precision, device)
+    compiling = compiles(config.compile, objective, source, config.steps)
     while progress.step < config.steps and not progress.finished:
         with autocast(dtype, device):
             micro_batches = even([batch.to(device) for batch in next(source)])
         rate = factor(config.schedule, progress.step, config.steps)
         rate *= ROLLBACK_RATE**progress.rollbacks
         objective.train()
-        norm, tokens = accumulate(learner, micro_batches, meter, config.gradient_clip, dtype)
+        with compiled(compiling):
+            norm, tokens = accumulate(learner, micro_batches, meter, config.gradient_clip, dtype)
         if is_good(norm, progress, config):
             optimizers.step(rate)
             progress.refused = 0
