@@ -20,6 +20,10 @@ from instar.model.cache import KVCache
 from instar.model.config import ModelConfig
 
 
+STRETCH = 64
+"""Rows that compiled code sums at a time."""
+
+
 def product_dtype(x: Tensor) -> torch.dtype:
     """The format in which matrix products take ``x``: autocast's, if it is on."""
     device = x.device.type
@@ -69,7 +73,11 @@ class _Normalised(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
         n, inverse, weight = ctx.saved_tensors
-        to_weight = (grad * n).flatten(0, -2).sum(0, dtype=weight.dtype)
+        to_weight = (grad * n).flatten(0, -2)
+        if torch.compiler.is_compiling() and len(to_weight) % STRETCH == 0:
+            # Compiled, a sum over all rows is slow; over stretches of rows it is not.
+            to_weight = to_weight.unflatten(0, (-1, STRETCH)).sum(1, dtype=weight.dtype)
+        to_weight = to_weight.sum(0, dtype=weight.dtype)
         grad = grad * weight
         along = (grad * n).mean(-1, keepdim=True)
         to_x = torch.addcmul(grad, n, along, value=-1).mul_(inverse)
