@@ -18,6 +18,7 @@ ORDER = (
     "config",
     "distributed",
     "data.schema",  # the records themselves: words without tensors
+    "data.formats",  # how others write them
     "data.readers",  # and how they are read; a tokenizer learns from such files
     "tokenizer",
     "data",
