@@ -20,6 +20,7 @@ ORDER = (
     "machine",
     "compilation",
     "data.schema",  # the records themselves: words without tensors
+    "data.formats",  # how others write them
     "data.readers",  # and how they are read; a tokenizer learns from such files
     "tokenizer",
     "data",

@@ -14,7 +14,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "grow": ("instar.grow", "raise a model through its whole life, with exams and a report"),
     "plan": ("instar.plan", "predict memory and time of every stage, before any is run"),
     "profile": ("instar.profile", "show where the time of a stage's steps goes"),
-    "data": ("instar.stages.verb", "write the embedded primer as files"),
+    "data": ("instar.data.verbs", "write the embedded primer as files; look into your own"),
     "tokenizer": ("instar.tokenizer.verbs", "train a byte-pair tokenizer, encode, look inside"),
     "pretrain": ("instar.stages.verb", "teach a fresh model to continue text"),
     "sft": ("instar.stages.verb", "teach a pretrained model to answer"),
@@ -78,8 +78,8 @@ def main() -> int:
 
 
 def _run(verb: str, rest: list[str]) -> int:
-    # `tokenizer` is a family of verbs and a stage: a recipe's file means the stage.
-    is_stage = verb == "tokenizer" and bool(rest) and rest[0].endswith(".yaml")
+    # `data` and `tokenizer` are families of verbs and stages: a recipe's file means the stage.
+    is_stage = verb in ("data", "tokenizer") and bool(rest) and rest[0].endswith(".yaml")
     module = import_module("instar.stages.verb" if is_stage else VERBS[verb][0])
     if module.__name__ == "instar.stages.verb":
         return module.main(verb, rest)

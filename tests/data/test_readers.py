@@ -6,16 +6,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instar.data.readers import place_of, read_all, read_jsonl, write_jsonl
+from instar.data.readers import place_of, read_all, read_records, write_jsonl
 from instar.errors import UserError
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.dictionaries(st.text(), st.text() | st.integers() | st.none()), max_size=5))
 def test_what_is_written_is_read(tmp_path: Path, records: list[dict[str, object]]) -> None:
     path = tmp_path / "a.jsonl"
     assert write_jsonl(path, records) == len(records)
-    assert list(read_jsonl(path)) == records
+    assert list(read_records(path)) == records
 
 
 def test_text_stays_readable(tmp_path: Path) -> None:
@@ -69,9 +69,9 @@ def test_messages_must_be_a_list(tmp_path: Path) -> None:
 
 def test_missing_files_and_directories(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such file: .*none\.jsonl.*Check the path"):
-        list(read_jsonl(tmp_path / "none.jsonl"))
+        list(read_records(tmp_path / "none.jsonl"))
     with pytest.raises(UserError, match="is a directory"):
-        list(read_jsonl(tmp_path))
+        list(read_records(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["", "\n \n"])

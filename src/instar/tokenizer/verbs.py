@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from instar.data.readers import read_jsonl
+from instar.data.readers import read_records
 from instar.errors import UserError
 from instar.files import atomic_directory
 from instar.tokenizer.bpe import FIRST_MERGE, train_bpe
@@ -42,7 +42,7 @@ def texts_from(path: str | Path) -> Iterator[str]:
         raise UserError(f"{path} is empty", "Give a file that holds text.")
     if path.suffix == ".txt":
         return _blocks(path)
-    return (record["text"] for record in read_jsonl(path, ("text",)))
+    return (record["text"] for record in read_records(path, ("text",)))
 
 
 def _blocks(path: Path) -> Iterator[str]:
