@@ -5,7 +5,8 @@
 trains a small model (256 wide, 6 layers, 8 heads, feed-forward 704, context 256, vocabulary 4,096)
 on random tokens, a step with AdamW and a step with each setting of Muon in turn, and prints
 medians. A training step is what the training loop does: gradients of the whole batch, clipping,
-the optimizer's step. The machine's noise falls on all alike, since they alternate.
+the optimizer's step. The machine's noise falls on all alike, since they alternate. While it runs
+it shows the medians so far, the optimizer's part in brackets.
 
 Muon's work does not depend on the batch, so its share falls as the batch grows.
 """
@@ -16,8 +17,10 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +52,11 @@ CPU = torch.device("cpu")
 SETTINGS = {
     "AdamW": OptimizerConfig(name="adamw"),
     "Muon": OptimizerConfig(name="muon"),
+    "Muon, 3 iterations": OptimizerConfig(name="muon", muon_iterations=3),
     "Muon, blocks of 64": OptimizerConfig(name="muon", muon_block=64),
+    "Muon, blocks of 64, 3 iterations": OptimizerConfig(
+        name="muon", muon_block=64, muon_iterations=3
+    ),
 }
 
 
@@ -90,8 +97,8 @@ class Trainer:
 
 def measure(
     shape: ModelConfig, settings: dict[str, OptimizerConfig], tokens: int, rounds: int
-) -> dict[str, Cost]:
-    """Time every setting's steps in turn.
+) -> Iterator[dict[str, Cost]]:
+    """Time every setting's steps in turn; after each round, the medians so far.
 
     Args:
         shape: Of the model.
@@ -101,13 +108,15 @@ def measure(
     """
     trainers = {name: Trainer(shape, setting, tokens) for name, setting in settings.items()}
     seconds: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for _ in range(rounds + 1):
+    for trainer in trainers.values():
+        trainer.step()
+    for _ in range(rounds):
         for name, trainer in trainers.items():
             seconds[name].append(trainer.step())
-    return {
-        name: Cost(*(statistics.median(part) for part in zip(*of_one[1:], strict=True)))
-        for name, of_one in seconds.items()
-    }
+        yield {
+            name: Cost(*(statistics.median(part) for part in zip(*of_one, strict=True)))
+            for name, of_one in seconds.items()
+        }
 
 
 def table(costs: dict[str, Cost], tokens: int) -> str:
@@ -138,7 +147,11 @@ def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     found = {}
     for tokens in options.tokens:
-        costs = measure(SHAPE, SETTINGS, tokens, options.rounds)
+        costs: dict[str, Cost] = {}
+        for done, costs in enumerate(measure(SHAPE, SETTINGS, tokens, options.rounds), start=1):
+            milliseconds = ((cost.step_s * 1e3, cost.optimizer_s * 1e3) for cost in costs.values())
+            so_far = ", ".join(f"{step:.0f} ({optimizer:.0f})" for step, optimizer in milliseconds)
+            print(f"round {done}/{options.rounds}: {so_far} ms", file=sys.stderr, flush=True)
         print(table(costs, tokens), end="\n\n", flush=True)
         found[tokens] = {name: vars(cost) for name, cost in costs.items()}
     if options.out:
