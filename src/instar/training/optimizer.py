@@ -34,7 +34,7 @@ class OptimizerConfig(Config):
     """Decay of Muon's momentum."""
     muon_block: Annotated[int, Ge(0)] = 0
     """Heads' channels or hidden neurons that Muon orthogonalises together; 0 takes each matrix
-    whole. Blocks of 64 cost a quarter (docs/speedrun.md)."""
+    whole. Blocks of 64 take a third of the time (docs/speedrun.md)."""
     muon_iterations: Annotated[int, Gt(0)] = 5
     """Newton-Schulz iterations of Muon's orthogonalisation; three are rougher and cheaper."""
     weight_decay: Annotated[float, Ge(0)] = 0.0
