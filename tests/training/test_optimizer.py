@@ -93,6 +93,44 @@ def test_matrices_of_one_shape_do_not_mix() -> None:
         torch.testing.assert_close(weight, alone)
 
 
+@pytest.mark.parametrize("by_columns", [False, True])
+def test_blocks_are_orthogonalised_by_themselves(by_columns: bool) -> None:
+    gradient = torch.randn(12, 10, generator=torch.Generator().manual_seed(0))
+    whole = nn.Parameter(torch.zeros(10, 12) if by_columns else torch.zeros(12, 10))
+    whole.grad = gradient.mT.clone() if by_columns else gradient.clone()
+    group = {"params": [whole], "by_columns": by_columns}
+    Muon([group], lr=1.0, momentum=0.9, weight_decay=0.0, block=4, iterations=3).step()
+    for found, of_block in zip(
+        (whole.mT if by_columns else whole).split(4), gradient.split(4), strict=True
+    ):
+        alone = nn.Parameter(torch.zeros(4, 10))
+        alone.grad = of_block.clone()
+        Muon([alone], lr=1.0, momentum=0.9, weight_decay=0.0, iterations=3).step()
+        torch.testing.assert_close(found, alone)
+
+
+def test_rows_that_make_no_whole_blocks_stay_together() -> None:
+    gradient = torch.randn(10, 12, generator=torch.Generator().manual_seed(0))
+    moved = []
+    for block in (0, 4):
+        weight = nn.Parameter(torch.zeros(10, 12))
+        weight.grad = gradient.clone()
+        Muon([weight], lr=1.0, momentum=0.9, weight_decay=0.0, block=block).step()
+        moved.append(weight)
+    assert torch.equal(*moved)
+
+
+def test_blocks_are_heads_and_neurons(make_model: Callable[..., Any]) -> None:
+    model = make_model()
+    rule = Optimizers(model, OptimizerConfig(name="muon", muon_block=8)).all[1]
+    names = {id(p): n for n, p in model.named_parameters()}
+    for group in rule.param_groups:
+        for p in group["params"]:
+            writes = names[id(p)].endswith(("o_proj.weight", "down_proj.weight"))
+            assert group["by_columns"] == writes, names[id(p)]
+            assert p.shape[0 if writes else 1] == model.config.hidden_size
+
+
 def test_gradients_are_left_alone() -> None:
     weight = nn.Parameter(torch.zeros(4, 6))
     weight.grad = torch.ones(4, 6)
@@ -100,10 +138,10 @@ def test_gradients_are_left_alone() -> None:
     assert torch.equal(weight.grad, torch.ones(4, 6))
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_every_weight_has_one_rule(name: Any, make_model: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(("name", "block"), [("adamw", 0), ("muon", 0), ("muon", 8)])
+def test_every_weight_has_one_rule(name: Any, block: int, make_model: Callable[..., Any]) -> None:
     model = make_model()
-    optimizers = Optimizers(model, OptimizerConfig(name=name, weight_decay=0.1))
+    optimizers = Optimizers(model, OptimizerConfig(name=name, weight_decay=0.1, muon_block=block))
     groups = [group for rule in optimizers.all for group in rule.param_groups]
     moved = [id(p) for group in groups for p in group["params"]]
     assert sorted(moved) == sorted(id(p) for p in model.parameters())
@@ -138,9 +176,9 @@ def test_adamws_first_step_by_hand(make_model: Callable[..., Any]) -> None:
         torch.testing.assert_close(p, before[n] * decay + 0.001, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_state_travels(name: Any, make_model: Callable[..., Any]) -> None:
-    config = OptimizerConfig(name=name)
+@pytest.mark.parametrize(("name", "block"), [("adamw", 0), ("muon", 0), ("muon", 8)])
+def test_state_travels(name: Any, block: int, make_model: Callable[..., Any]) -> None:
+    config = OptimizerConfig(name=name, muon_block=block)
     one, other = make_model(), make_model()
     rules = Optimizers(one, config)
 

@@ -118,7 +118,7 @@ def _parse(data: bytes, place: str, required: tuple[str, ...]) -> Record:
         _check_surrogates(record, place)
     if not isinstance(record, dict):
         raise UserError(f"{place} is not a JSON object", "Write each line as {...}.")
-    kind = next((kind for kind, keys in KEYS.items() if keys == required), None)
+    kind: Kind | None = next((k for k, keys in KEYS.items() if keys == required), None)
     if kind and not _is_ours(record, required):
         record = _converted(record, kind, place)
     for key in required:

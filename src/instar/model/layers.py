@@ -19,7 +19,6 @@ from instar.model.attention import FROM_TOKENS, attend_in_blocks
 from instar.model.cache import KVCache
 from instar.model.config import ModelConfig
 
-
 STRETCH = 64
 """Rows that compiled code sums at a time."""
 
