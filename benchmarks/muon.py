@@ -35,6 +35,7 @@ from instar.objectives.language import NextToken
 from instar.training.loop import accumulate
 from instar.training.meter import Meter
 from instar.training.optimizer import OptimizerConfig, Optimizers
+from instar.training.parallel import Learner
 from instar.training.precision import resolve
 
 SHAPE = ModelConfig(
@@ -87,7 +88,7 @@ class Trainer:
     def step(self) -> tuple[float, float]:
         """Seconds of a whole step, and of the optimizer's part of it."""
         began = time.perf_counter()
-        accumulate(self.objective, next(self.source), Meter(), 1.0, resolve("auto", CPU))
+        accumulate(Learner(self.objective), next(self.source), Meter(), 1.0, resolve("auto", CPU))
         learnt = time.perf_counter()
         self.optimizers.step(1e-3)
         self.optimizers.zero_grad()

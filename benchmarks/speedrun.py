@@ -55,6 +55,7 @@ from instar.training.interrupt import Interruptible
 from instar.training.loop import fit
 from instar.training.meter import Meter
 from instar.training.optimizer import Optimizers
+from instar.training.parallel import Learner
 from instar.training.state import Progress
 
 HERE = Path(__file__).parent
@@ -198,7 +199,7 @@ def train_instar(
     hooks = [lambda progress: after_step(progress.step, model)]
     with Interruptible() as interrupt:
         fit(
-            *(objective, source, optimizers, config.training),
+            *(Learner(objective), source, optimizers, config.training),
             *(Progress(), hooks, Meter(), interrupt),
         )
     return model
