@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -124,6 +124,17 @@ def stored(tensor: Tensor) -> Tensor:
     """A copy of the whole tensor on rank 0's processor, an empty one elsewhere; all must ask."""
     full = whole(tensor.detach())
     return full.to("cpu", copy=True) if is_main() else torch.empty(0)
+
+
+def each_tensor(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same dicts, lists and tuples, with every tensor in them changed, in their order."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: each_tensor(change, inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(each_tensor(change, inner) for inner in value)
+    return value
 
 
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:

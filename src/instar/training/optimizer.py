@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from instar.config import Config
-from instar.model.sharding import part_of, stored, whole
+from instar.model.sharding import each_tensor, part_of, stored, whole
 from instar.training import eight_bit
 from instar.training.precision import has_fast_bfloat16
 
@@ -190,7 +190,7 @@ class Optimizers:
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Copies of moments and momenta, whole, on rank 0; all ranks must ask."""
-        return [_stored(optimizer.state_dict()) for optimizer in self.all]
+        return [each_tensor(stored, optimizer.state_dict()) for optimizer in self.all]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Go on with those, which all ranks hold."""
@@ -206,13 +206,6 @@ class Optimizers:
 def _spread(value: Any) -> bool:
     """Whether a value of an optimizer's state is spread as its parameter is; counts are not."""
     return isinstance(value, Tensor) and value.dim() > 0
-
-
-def _stored(value: Any) -> Any:
-    """The same values, with copies of the tensors."""
-    if isinstance(value, dict):
-        return {key: _stored(inner) for key, inner in value.items()}
-    return stored(value) if isinstance(value, Tensor) else value
 
 
 def _muon(matrices: dict[str, nn.Parameter], config: OptimizerConfig) -> Muon:

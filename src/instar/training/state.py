@@ -14,13 +14,13 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
 
 from instar.data.sources import Source
 from instar.distributed import default_device, is_main, on_main
 from instar.errors import Elsewhere
 from instar.files import read_json, write_json, write_text
 from instar.lineage import hash_file
+from instar.model.sharding import each_tensor
 from instar.training.meter import Meter
 from instar.training.optimizer import Optimizers
 from instar.training.parallel import Learner
@@ -297,10 +297,4 @@ def _remove_state(path: Path) -> None:
 
 def _copied(value: Any) -> Any:
     """The same values in memory of their own, on the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(inner) for inner in value)
-    return value
+    return each_tensor(lambda tensor: tensor.detach().to("cpu", copy=True), value)
