@@ -57,14 +57,27 @@ def main(argv: list[str]) -> int:
     """The verb ``grow``."""
     description = f"{Arguments.__doc__}\n\nRecipes: {', '.join(known())}."
     arguments = tyro.cli(Arguments, args=argv, prog="instar grow", description=description)
-    folder = find(arguments.recipe)
-    life = read_config(LifeConfig, folder / "life.yaml")
-    run = arguments.out or Path("runs") / folder.name
+    life, run, configs = read_life(arguments.recipe, arguments.out)
     names = choose(life.stages, arguments)
-    configs = {name: read_stage(folder / f"{name}.yaml", run) for name in life.stages}
     with launched(), Display() as display:
         grow(life, {name: configs[name] for name in names}, run, display)
     return 0
+
+
+def read_life(recipe: str, out: Path | None) -> tuple[LifeConfig, Path, dict[str, StageConfig]]:
+    """A recipe's life, its directory, and the config of every stage by name, in order.
+
+    Args:
+        recipe: A recipe's name, or a folder with a life.yaml.
+        out: Directory of the life; runs/RECIPE by default.
+
+    Raises:
+        UserError: There is no such recipe, or a file of it is not valid.
+    """
+    folder = find(recipe)
+    life = read_config(LifeConfig, folder / "life.yaml")
+    run = out or Path("runs") / folder.name
+    return life, run, {name: read_stage(folder / f"{name}.yaml", run) for name in life.stages}
 
 
 def choose(stages: list[str], arguments: Arguments) -> list[str]:

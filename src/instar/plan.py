@@ -14,11 +14,10 @@ import psutil
 import tyro
 from rich.console import Console
 
-from instar.config import read_config
 from instar.errors import UserError
 from instar.evaluation.examine import ExamConfig
 from instar.files import read_json
-from instar.grow import LifeConfig, read_stage
+from instar.grow import read_life
 from instar.lineage import LINEAGE
 from instar.planning import hardware as machines
 from instar.planning.hardware import Hardware
@@ -29,7 +28,7 @@ from instar.planning.survey import Survey, sampled_primer
 from instar.planning.thumb import rules
 from instar.planning.trial import Trial
 from instar.planning.workload import Workload
-from instar.recipes import find, known
+from instar.recipes import known
 from instar.stages.base import StageConfig
 from instar.stages.data import DataConfig
 from instar.stages.registry import STAGES
@@ -67,10 +66,7 @@ def main(argv: list[str]) -> int:
     """The verb ``plan``."""
     description = f"{Arguments.__doc__}\n\nRecipes: {', '.join(known())}."
     arguments = tyro.cli(Arguments, args=argv, prog="instar plan", description=description)
-    folder = find(arguments.recipe)
-    life = read_config(LifeConfig, folder / "life.yaml")
-    run = arguments.out or Path("runs") / folder.name
-    configs = {name: read_stage(folder / f"{name}.yaml", run) for name in life.stages}
+    life, run, configs = read_life(arguments.recipe, arguments.out)
     hardware = machines.find(arguments.hardware)
     plans = plan(configs, hardware, arguments.stage, life.exams)
     if arguments.json:
