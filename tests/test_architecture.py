@@ -25,6 +25,7 @@ ORDER = (
     "tokenizer",
     "data",
     "primer",
+    "corpus",
     "model",
     "checkpoint",
     "lineage",

@@ -1,0 +1,1 @@
+"""Raw text in: read, repaired, filtered, deduplicated, decontaminated, mixed, cut into tokens."""
