@@ -1,5 +1,7 @@
 """The one exception that a user is meant to read, and the one that nobody is."""
 
+from __future__ import annotations
+
 
 class UserError(ValueError):
     """Something the user can mend: says what is wrong, and what to do about it.
@@ -15,6 +17,10 @@ class UserError(ValueError):
         super().__init__(f"{problem}. {remedy}")
         self.problem = problem
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str]]:
+        """Passes whole from process to process."""
+        return type(self), (self.problem, self.remedy)
 
 
 class Elsewhere(Exception):  # noqa: N818 - the error is another process's
