@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import platform
 import resource
+import sys
 import time
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import instar
 from instar.files import read_json, write_json
 from instar.memory import release_freed_memory
+from instar.processor import processor_name
 
 LINEAGE = "lineage.json"
 
@@ -97,15 +101,12 @@ def hash_value(value: object) -> str:
 
 def environment() -> dict[str, str]:
     """The versions and the machine that a result depends on."""
-    import torch
-
-    from instar.machine import processor_name
-
+    torch = sys.modules.get("torch")  # work on text alone does not wait for it
     return {
         "instar": instar.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": str(torch.get_num_threads()),
+        "torch": version("torch"),
+        "threads": str(torch.get_num_threads() if torch else os.cpu_count()),
         "machine": platform.machine(),
         "processor": processor_name(),
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from instar.errors import UserError
 from instar.files import read_json, write_json
+from instar.processor import processor_name
 
 MEASURED_S = 0.2
 """Seconds that one measurement may take, after warming up."""
@@ -90,16 +90,6 @@ def fastest(question: str, speeds: Callable[[], dict[str, float]], default: str)
 def identity() -> str:
     """What answers belong to: processor, threads and version of torch."""
     return f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def processor_name() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
 
 
 def _path() -> Path:

@@ -17,8 +17,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from instar.distributed import is_main
-
 PLAIN_EVERY_S = 15.0
 """Seconds between two lines when no terminal is attached."""
 
@@ -34,7 +32,11 @@ class Display:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, quiet=not is_main())
+        if console is None:
+            from instar.distributed import is_main  # loads torch, which work on text does without
+
+            console = Console(highlight=False, quiet=not is_main())
+        self.console = console
         self._live = self.console.is_terminal and not self.console.quiet
         self._bar = Progress(
             TextColumn("[bold]{task.description:<10}"),
