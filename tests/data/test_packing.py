@@ -7,14 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instar.data.batch import IGNORE
-from instar.data.packing import (
-    Row,
-    check_length,
-    conversation_row,
-    pack_documents,
-    pad_rows,
-    reply_row,
-)
+from instar.data.encoding import pack_documents
+from instar.data.packing import Row, check_length, conversation_row, pad_rows, reply_row
 from instar.data.pairs import pad_pairs, preference_pairs
 from instar.data.schema import Message
 from instar.errors import UserError

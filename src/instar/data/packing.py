@@ -1,4 +1,4 @@
-"""From records to arrays of token ids: packed documents, padded rows."""
+"""From records to rows: conversations, prompts with replies, padded batches."""
 
 from __future__ import annotations
 
@@ -29,15 +29,6 @@ class Row:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-def pack_documents(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
-    """All documents behind one another, each as ``<bos> text <eos>``, as one array of ids."""
-    pieces: list[np.ndarray] = []
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    for ids in tokenizer.encode_batch(texts):
-        pieces.append(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype=dtype))
-    return np.concatenate(pieces) if pieces else np.zeros(0, dtype)
 
 
 def conversation_row(messages: list[Message], tokenizer: Tokenizer, place: str) -> Row:

@@ -1,4 +1,4 @@
-"""The tokenizer stage: learn byte-pair merges from the text that pretraining will read."""
+"""The tokenizer stage: learn a vocabulary from the text that pretraining will read."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from instar.data.readers import read_all
 from instar.files import atomic_directory
 from instar.lineage import Cost, Stopwatch, peak_rss_bytes, write_lineage
 from instar.stages.base import Stage, StageConfig, by_main, up_to_date
-from instar.tokenizer.bpe import FIRST_MERGE, train_bpe
-from instar.tokenizer.hf import save_tokenizer
+from instar.tokenizer.bpe import FIRST_MERGE
+from instar.tokenizer.learning import Kind, learn_tokenizer
 from instar.training.display import Display
 
 
 class TokenizerConfig(StageConfig):
-    """Learn a byte-level BPE vocabulary."""
+    """Learn a vocabulary; above 64 MB of text the Rust library does it, with the same outcome."""
 
     stage: str = "tokenizer"
     out: Path = Path("{run}/tokenizer")
@@ -27,7 +27,10 @@ class TokenizerConfig(StageConfig):
     conversations: list[Path] = [Path("{run}/data/conversations.jsonl")]
     """JSON lines with `messages` each."""
     vocab_size: Annotated[int, Ge(FIRST_MERGE)] = 2048
-    """Tokens in all: 6 for control, 256 bytes, and the merges."""
+    """Tokens in all: 6 for control, 256 bytes, and the merges or pieces."""
+    kind: Kind = "bpe"
+    """How it is learned: `bpe` joins bytes; `sentencepiece-bpe` and `sentencepiece-unigram` are
+    that library's models of characters (they need the extra `corpus`)."""
     max_length: int = 512
     """The longest input that the model will take, in tokens; a note for other tools."""
 
@@ -43,17 +46,17 @@ def run(config: TokenizerConfig, display: Display) -> Path:
         return out
     watch = Stopwatch()
     display.stage("tokenizer", "counting words")
-    texts = [d["text"] for d in read_all(map(config.at, config.data), ("text",))]
+    texts = [d["text"] for d in read_all(config.found(config.data), ("text",))]
     if config.conversations:
-        talks = read_all(map(config.at, config.conversations), ("messages",))
+        talks = read_all(config.found(config.conversations), ("messages",))
         for talk in talks:
             check_place(talk["messages"], talk.place)
             texts += [message["content"] for message in talk["messages"]]
-    merges = train_bpe(texts, config.vocab_size, display.step)
     with atomic_directory(out) as directory:
-        save_tokenizer(directory, merges, config.max_length)
+        sizes = config.vocab_size, config.max_length
+        size = learn_tokenizer(directory, texts, config.kind, *sizes, display.step, display.note)
         cost = Cost(watch.wall_s, watch.cpu_s, peak_rss_bytes=peak_rss_bytes())
-        made = {"stage": "tokenizer", "merges": len(merges)}
+        made = {"stage": "tokenizer", "tokens": size}
         write_lineage(directory, provenance | made, cost)
     return out
 

@@ -122,6 +122,15 @@ class _Corpus:
         return made
 
 
+def check_size(vocab_size: int) -> None:
+    """Raise ``UserError`` if a vocabulary of that size has no room for the bytes."""
+    if vocab_size < FIRST_MERGE:
+        raise UserError(
+            f"vocab_size is {vocab_size}",
+            f"Make it at least {FIRST_MERGE}: {FIRST_BYTE} control tokens and 256 bytes.",
+        )
+
+
 def train_bpe(
     texts: Iterable[str], vocab_size: int, progress: Callable[[int, int], None] | None = None
 ) -> list[tuple[bytes, bytes]]:
@@ -142,11 +151,7 @@ def train_bpe(
     Raises:
         UserError: ``vocab_size`` leaves no room for the bytes.
     """
-    if vocab_size < FIRST_MERGE:
-        raise UserError(
-            f"vocab_size is {vocab_size}",
-            f"Make it at least {FIRST_MERGE}: {FIRST_BYTE} control tokens and 256 bytes.",
-        )
+    check_size(vocab_size)
     corpus = _Corpus(texts)
     tokens = {id: token for token, id in vocabulary([]).items()}
     merges: list[tuple[bytes, bytes]] = []

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Encoding, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
 from instar.errors import UserError
@@ -26,6 +26,14 @@ CHAR_OF_BYTE = {
 }
 BYTE_OF_CHAR = {char: byte for byte, char in CHAR_OF_BYTE.items()}
 
+
+def byte_piece(byte: int) -> str:
+    """How a vocabulary of characters writes the token of a single byte."""
+    return f"<0x{byte:02X}>"
+
+
+BYTE_OF_PIECE = {byte_piece(byte): bytes([byte]) for byte in range(256)}
+
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -37,8 +45,6 @@ def save_tokenizer(directory: str | Path, merges: Merges, max_length: int) -> No
         merges: What ``train_bpe`` returned.
         max_length: The longest input of the model, in tokens.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
 
     def written(token: bytes) -> str:
         return "".join(CHAR_OF_BYTE[byte] for byte in token)
@@ -46,11 +52,29 @@ def save_tokenizer(directory: str | Path, merges: Merges, max_length: int) -> No
     vocab = {token: i for i, token in enumerate(SPECIAL_TOKENS)}
     vocab |= {written(token): i for token, i in vocabulary(merges).items()}
     rust = RustTokenizer(models.BPE(vocab, [(written(a), written(b)) for a, b in merges]))
-    split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    rust.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    rust.pre_tokenizer = word_bytes()
     rust.decoder = decoders.ByteLevel()
     rust.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    write_directory(directory, rust, max_length)
+
+
+def word_bytes() -> pre_tokenizers.PreTokenizer:
+    """Cuts text into the words of ``PATTERN``, and writes their bytes in the visible alphabet."""
+    split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([split, to_bytes])
+
+
+def write_directory(directory: str | Path, rust: RustTokenizer, max_length: int) -> None:
+    """Write any tokenizer of the library, with our control tokens and chat format.
+
+    Args:
+        directory: Created if absent.
+        rust: The tokenizer; it holds ``SPECIAL_TOKENS``.
+        max_length: The longest input of the model, in tokens.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
     config = {
         # Without this line transformers guesses the class from the model type, and the class it
         # guesses brings a pre-tokenizer of its own: other ids, and no warning.
@@ -140,19 +164,42 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of many texts, encoded in parallel as plain text."""
-        encoded = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [e.ids for e in encoded]
+        return [encoding.ids for encoding in self.encodings(texts)]
+
+    def encodings(self, texts: Sequence[str]) -> list[Encoding]:
+        """What ``encode_batch`` is made from: each has a length, and its ``ids`` when asked."""
+        return self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of ``ids``; bytes that are not UTF-8 become U+FFFD."""
-        return self._special.decode(list(ids), skip_special_tokens=skip_special)
+        if self._is_byte_level:
+            return self._special.decode(list(ids), skip_special_tokens=skip_special)
+        # The library's decoder for pieces also gives up the whole characters beside broken ones.
+        parts = [self._content(id, not skip_special) for id in ids]
+        return b"".join(parts).decode(errors="replace")
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that one token stands for; none for a control token."""
+        return self._content(id, with_special=False)
+
+    def _content(self, id: int, with_special: bool) -> bytes:
+        """The bytes of a token: one a character, or else a piece of text or ``<0x0A>``."""
         added = self._added.get(id)
         if added is not None:
-            return b"" if added.special else added.content.encode()
-        return bytes(BYTE_OF_CHAR[char] for char in self._special.id_to_token(id) or "")
+            return added.content.encode() if with_special or not added.special else b""
+        token = self._special.id_to_token(id) or ""
+        if self._is_byte_level:
+            return bytes(BYTE_OF_CHAR[char] for char in token)
+        return BYTE_OF_PIECE.get(token) or token.replace(*self._space).encode()
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        return isinstance(self._special.decoder, decoders.ByteLevel)
+
+    @cached_property
+    def _space(self) -> tuple[str, str]:
+        """How a piece writes a space: as ``▁`` where the decoder puts it back, else as itself."""
+        return ("▁", " ") if "▁" in str(self._special.decoder) else (" ", " ")
 
     @cached_property
     def _added(self) -> dict[int, AddedToken]:
@@ -208,7 +255,7 @@ class StreamDecoder:
     ``push`` holds it back. The pieces joined equal ``tokenizer.decode`` of all ids.
 
     Args:
-        tokenizer: Must be byte-level.
+        tokenizer: Says which bytes an id stands for.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
