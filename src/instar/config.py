@@ -107,6 +107,8 @@ def override(config: C, args: list[str], prog: str, description: str) -> C:
             prog=prog,
             description=description,
             console_outputs=not quiet,
+            # A part that may be null is overridden like any other where it is not.
+            config=(tyro.conf.AvoidSubcommands,),
         )
 
     try:

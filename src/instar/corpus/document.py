@@ -7,6 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
+EXTRA = "Install what raw text needs: `make corpus`, or pip install 'instar[corpus]'."
+"""The remedy where a library is missing."""
+
 
 @dataclass(slots=True)
 class Document:
