@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/mini
 
-.PHONY: help grow smoke test test-slow bench lint format clean
+.PHONY: help grow smoke test test-slow bench corpus lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ test-slow: .venv/dev.stamp  ## the checks that take minutes
 
 bench: .venv/dev.stamp  ## measure beside peers, some ten minutes each; writes benchmarks/report.md
 	for each in benchmarks/*.py; do $(BIN)/python $$each || exit 1; done
+
+corpus: .venv/run.stamp  ## install what raw text needs: instar data prepare, grow --corpus
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[corpus]'
 
 lint: .venv/dev.stamp  ## formatting, style, types
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -37,6 +38,13 @@ def atomic_directory(target: Path) -> Iterator[Path]:
             before.rename(target)
         shutil.rmtree(before, ignore_errors=True)
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def matching(path: Path) -> list[Path]:
+    """The files that a path stands for: itself, or in their order those that a pattern fits."""
+    if not any(sign in str(path) for sign in "*?["):
+        return [path]
+    return sorted(Path(found) for found in glob.glob(str(path)))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Where recipes are found: a folder of YAML files, one a stage and one for the whole life."""
+"""Where recipes are found: a folder of YAML files for a life, a single one for a corpus."""
 
 from __future__ import annotations
 
@@ -32,4 +32,24 @@ def find(name: str) -> Path:
     raise UserError(
         f"no recipe {name!r}: there is no {Path(name) / 'life.yaml'}",
         f"Known recipes: {', '.join(known())}.",
+    )
+
+
+def known_corpora() -> list[str]:
+    """Names of the corpus recipes that come with instar."""
+    roots = [root / "corpus" for root in (PACKAGED, CHECKOUT)]
+    return sorted({f.stem for root in roots if root.is_dir() for f in root.glob("*.yaml")})
+
+
+def find_corpus(name: str) -> Path:
+    """The file of a corpus recipe: a path, or the name of one that comes with instar.
+
+    Raises:
+        UserError: There is none.
+    """
+    for file in (Path(name), *(root / "corpus" / f"{name}.yaml" for root in (PACKAGED, CHECKOUT))):
+        if file.is_file():
+            return file
+    raise UserError(
+        f"no corpus recipe {name!r}", f"Give a YAML file, or one of: {', '.join(known_corpora())}."
     )

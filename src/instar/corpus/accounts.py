@@ -9,6 +9,9 @@ from typing import Any
 
 from instar.corpus.document import Document
 
+MANIFEST = "manifest.json"
+"""Where they are written, in the directory of the corpus."""
+
 EXAMPLES = 10
 """Drops that are shown for each rule."""
 
@@ -131,7 +134,9 @@ class Accounts:
 
     def flow(self, step: str) -> Flow:
         """The flow of a step."""
-        return self.flows.setdefault(step, Flow())
+        if step not in self.flows:
+            self.flows[step] = Flow()
+        return self.flows[step]
 
     def finished(self, document: Document) -> None:
         """A document has passed: count its length and language."""

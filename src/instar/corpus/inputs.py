@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import field_validator
 
 from instar.config import Config
 from instar.errors import UserError
@@ -51,6 +54,15 @@ class InputConfig(Config):
     encoding: str = "utf-8"
     """Of text, JSON and CSV files; GB18030 for older Chinese ones."""
 
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, encoding: str) -> str:
+        try:
+            codecs.lookup(encoding)
+        except LookupError:
+            raise ValueError("no such encoding; write utf-8, gb18030, big5, latin-1, ...") from None
+        return encoding
+
     def called(self) -> str:
         """Its name in the accounts."""
         return self.name or re.split(r"[/:]", self.path.rstrip("/"))[-1]
@@ -83,12 +95,14 @@ class Partition:
         index: Its number, by which results are put in order.
         source: Number of the input that it belongs to.
         pieces: What to read.
+        hashes: Of the file of each piece.
         size: About how many bytes.
     """
 
     index: int
     source: int
     pieces: tuple[Piece, ...]
+    hashes: tuple[str, ...]
     size: int
 
 
@@ -153,7 +167,7 @@ def _known() -> str:
     return f"Known endings: {', '.join(KINDS)}; packed with {' or '.join(PACKED)}."
 
 
-def survey(path: Path, size: int) -> Surveyed:
+def survey(path: Path, size: int, keep_whole: bool = False) -> Surveyed:
     """Look through a file once: its hash, and where it may be cut.
 
     Plain text is cut after blank lines, JSON lines at their ends; other files are one piece.
@@ -161,10 +175,12 @@ def survey(path: Path, size: int) -> Surveyed:
     Args:
         path: The file.
         size: Bytes of a piece, at most, but for the rest of a paragraph or line.
+        keep_whole: Leave plain text in one piece.
     """
     kind = kind_of(path)
     assert kind is not None
-    end = {"text": b"\n\n", "lines": b"\n"}.get(kind) if path.suffix not in PACKED else None
+    ends = {"lines": b"\n"} if keep_whole else {"text": b"\n\n", "lines": b"\n"}
+    end = ends.get(kind) if path.suffix not in PACKED else None
     digest, whole = hashlib.sha256(), 0
     starts: list[tuple[int, int]] = [(0, 1)]
     with path.open("rb") as stream:
@@ -198,17 +214,22 @@ def _chunks(stream: object) -> Iterator[tuple[int, int, bytes]]:
 def divide(sources: list[list[Surveyed]], size: int) -> list[Partition]:
     """Partitions of about ``size`` bytes, each of one source, in the order of the files."""
     partitions: list[Partition] = []
+
+    def close(source: int, held: list[tuple[Piece, str]], length: int) -> None:
+        if held:
+            pieces, hashes = zip(*held, strict=True)
+            partitions.append(Partition(len(partitions), source, pieces, hashes, length))
+
     for number, files in enumerate(sources):
-        pieces: list[Piece] = []
-        held = 0
+        held: list[tuple[Piece, str]] = []
+        total = 0
         for file in files:
             for piece in file.pieces:
                 length = (piece.stop or file.size) - piece.start
-                if pieces and held + length > size:
-                    partitions.append(Partition(len(partitions), number, tuple(pieces), held))
-                    pieces, held = [], 0
-                pieces.append(piece)
-                held += length
-        if pieces:
-            partitions.append(Partition(len(partitions), number, tuple(pieces), held))
+                if held and total + length > size:
+                    close(number, held, total)
+                    held, total = [], 0
+                held.append((piece, file.sha256))
+                total += length
+        close(number, held, total)
     return partitions

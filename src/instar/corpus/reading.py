@@ -7,20 +7,19 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
-from instar.corpus.document import Document
+from instar.corpus.document import EXTRA, Document
 from instar.corpus.inputs import InputConfig, Piece
 from instar.errors import UserError
 
 COLUMNS = ("text", "content", "raw_content", "body", "markdown", "paragraphs")
 """Where the text of a record is looked for, in this order."""
-
-NEEDS = "pip install 'instar[corpus]'"
 
 READ = 1 << 16
 
@@ -41,7 +40,7 @@ class Fault:
     problem: str
 
 
-class _Unreadable(Exception):
+class _Unreadable(Exception):  # noqa: N818 - not an error of ours
     """The rest of a file cannot be read."""
 
 
@@ -69,27 +68,26 @@ def read_piece(piece: Piece, how: Reading) -> Iterator[Document | Fault]:
             yield found
     except _Unreadable as error:
         yield Fault(last, str(error))
-    except (EOFError, gzip.BadGzipFile) as error:
-        yield Fault(last, f"the packed file is damaged behind this ({error})")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        yield Fault(last, f"is damaged behind this ({error})")
     except OSError as error:
         if error.errno is not None:  # the disk's, not the file's
             raise
-        yield Fault(last, f"the packed file is damaged behind this ({error})")
+        yield Fault(last, f"is damaged behind this ({error})")
 
 
 def _open(piece: Piece) -> BinaryIO:
-    """The unpacked bytes of a file, which must not be a binary one."""
+    """The unpacked bytes of a file, from where the piece begins."""
     path = Path(piece.path)
-    stream: Any
     if path.suffix == ".gz":
-        stream = io.BufferedReader(gzip.open(path, "rb"), READ)  # type: ignore[arg-type]
-    elif path.suffix == ".zst":
+        return cast(BinaryIO, gzip.GzipFile(path))
+    if path.suffix == ".zst":
         import pyarrow
 
-        stream = io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), READ)
-    else:
-        stream = path.open("rb")
-        stream.seek(piece.start)
+        packed: Any = pyarrow.input_stream(str(path), compression="zstd")
+        return cast(BinaryIO, io.BufferedReader(packed, READ))
+    stream = path.open("rb")
+    stream.seek(piece.start)
     return stream
 
 
@@ -105,7 +103,7 @@ def _lines(piece: Piece, how: Reading) -> Iterator[tuple[int, str] | Fault]:
             if not line:
                 return
             if first and b"\0" in line[:READ]:
-                raise _Unreadable("it is a binary file")
+                raise _Unreadable("is a binary file, or in UTF-16; save text as UTF-8")
             first, size = False, len(line)
             if size == how.largest and not line.endswith(b"\n"):
                 while line and not line.endswith(b"\n"):
@@ -126,7 +124,8 @@ def _lines(piece: Piece, how: Reading) -> Iterator[tuple[int, str] | Fault]:
 def _text(piece: Piece, how: Reading) -> Iterator[Document | Fault]:
     """Plain text: one document, or several of at least ``cut`` characters, ending at blank lines.
 
-    Of a text that is not all in the encoding, the lines that are not are left out.
+    Where no blank line comes for as long as the largest record may be, any line's end will do. Of a
+    text that is not all in the encoding, the lines that are not are left out.
     """
     held: list[str] = []
     size, since = 0, piece.line
@@ -139,7 +138,7 @@ def _text(piece: Piece, how: Reading) -> Iterator[Document | Fault]:
             since = number
         held.append(line)
         size += len(line)
-        if how.cut and size >= how.cut and not line.strip():
+        if (how.cut and size >= how.cut and not line.strip()) or size >= how.largest:
             yield Document("".join(held), f"{piece.path}, line {since}", how.input.called())
             held, size = [], 0
     if "".join(held).strip():
@@ -161,8 +160,8 @@ def _json_lines(piece: Piece, how: Reading) -> Iterator[Document | Fault]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             yield Fault(place, f"is not JSON: {error.msg}")
-        except RecursionError:
-            yield Fault(place, "is nested too deeply")
+        except (RecursionError, ValueError) as error:  # or a number of thousands of digits
+            yield Fault(place, f"cannot be read ({error})")
         else:
             yield find(record, place)
 
@@ -185,6 +184,8 @@ def _json_list(piece: Piece, how: Reading) -> Iterator[Document | Fault]:
         raise _Unreadable(f"is not {how.input.encoding} at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise _Unreadable(f"is not JSON: {error.msg} (line {error.lineno})") from None
+    except (RecursionError, ValueError) as error:
+        raise _Unreadable(f"cannot be read ({error})") from None
     find = _finder(how)
     for number, record in enumerate(records, start=1):
         yield find(record, f"{piece.path}, item {number}")
@@ -248,23 +249,29 @@ def _wanted(columns: list[str], source: InputConfig) -> list[str]:
 
 def _warc(piece: Piece, how: Reading) -> Iterator[Document | Fault]:
     """The main text of every page that a web archive holds (ISO 28500)."""
-    from fastwarc.stream_io import FileStream
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
     seen = False
     kinds = WarcRecordType.response | WarcRecordType.conversion
-    for record in ArchiveIterator(FileStream(piece.path, "rb"), record_types=kinds):
-        seen = True
-        address = record.headers.get("WARC-Target-URI", record.record_id)
-        place = f"{piece.path}, {address}"
-        kind = record.http_content_type or record.headers.get("Content-Type", "")
-        if record.content_length > how.largest:
-            yield Fault(place, "is longer than largest_record_mb")
-        elif record.record_type == WarcRecordType.conversion:  # WET: text already
-            body = record.reader.read().decode("utf-8", "replace")
-            yield Document(body, place, how.input.called())
-        elif "html" in kind:
-            yield _page(record.reader.read(), place, how)
+    with Path(piece.path).open("rb") as stream:  # unpacks by itself
+        for record in ArchiveIterator(stream, record_types=kinds):
+            seen = True
+            address = record.headers.get("WARC-Target-URI") or record.record_id
+            place = f"{piece.path}, {address}"
+            kind = record.http_content_type or record.headers.get("Content-Type") or ""
+            is_text = record.record_type == WarcRecordType.conversion  # WET: text already
+            if not (is_text or "html" in kind or record.http_content_type is None):
+                continue
+            if record.content_length > how.largest:
+                yield Fault(place, "is longer than largest_record_mb")
+                continue
+            data = record.reader.read()
+            if len(data) < record.content_length:
+                yield Fault(place, "is cut off; is the file whole?")
+            elif is_text:
+                yield Document(data.decode("utf-8", "replace"), place, how.input.called())
+            elif "html" in kind:
+                yield _page(data, place, how)
     if not seen:
         raise _Unreadable("holds no page; is it a WARC file, and whole?")
 
@@ -286,7 +293,7 @@ def _page(data: bytes, place: str, how: Reading) -> Document | Fault:
 
     if b"\0" in data[:READ] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return Fault(place, "is binary, not a page")
-    tree = HTMLTree.parse_from_bytes(data, detect_encoding(data))
+    tree = HTMLTree.parse_from_bytes(data, detect_encoding(data) or "utf-8")
     text = extract_plain_text(tree, main_content=True, alt_texts=False)
     return Document(text, place, how.input.called(), title=(tree.title or "").strip())
 
@@ -309,7 +316,7 @@ def hub_rows(path: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise UserError(f"{path} is a hub dataset", f"Reading one needs {NEEDS}.") from None
+        raise UserError(f"{path} is a hub dataset", EXTRA) from None
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(name, subset or None, split="train")
@@ -335,6 +342,8 @@ def _finder(how: Reading) -> Callable[[Any, str], Document | Fault]:
             have = ", ".join(map(str, record))
             problem = f"has no column {missing}; it has {have}. Name the one with the text: `text:`"
             return Fault(place, problem)
+        except UnicodeDecodeError as error:
+            return Fault(place, f"is not utf-8 at byte {error.start}")
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -346,10 +355,10 @@ def _finder(how: Reading) -> Callable[[Any, str], Document | Fault]:
 
 def _first(record: Mapping[str, Any]) -> str:
     """The text of a record, where its columns have usual names."""
-    for column in COLUMNS:
-        if record.get(column) is not None:
-            return _plain(record[column])
-    raise KeyError("text")
+    there = [column for column in COLUMNS if column in record]
+    if not there:
+        raise KeyError("text")
+    return _plain(record[next((c for c in there if record[c] is not None), there[0])])
 
 
 def _filled(pattern: str, record: Mapping[str, Any]) -> str:
@@ -361,8 +370,10 @@ def _filled(pattern: str, record: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     """A column's value as text; lists line by line."""
-    if isinstance(value, Iterable) and not isinstance(value, (str, Mapping)):
+    if isinstance(value, (list, tuple)):
         return "\n".join(map(_plain, value))
+    if isinstance(value, bytes):
+        return value.decode()
     return "" if value is None else str(value)
 
 

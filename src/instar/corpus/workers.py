@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
 from typing import Any, TypeVar
 
 from instar.errors import UserError
@@ -17,7 +18,7 @@ Progress = Callable[[int, int], None]
 
 
 class Workers:
-    """Who does the work.
+    """Who does the work; a context, at whose end processes go.
 
     What is done must be a function of a module, of one picklable argument, that leaves its result
     on the disk: then it does not matter who does it, in which order, or how often it was begun.
@@ -33,9 +34,25 @@ class Workers:
 
     def __init__(self, runner: str = "local", count: int | None = None) -> None:
         self.count = count or os.cpu_count() or 1
-        self._ray: Any = None
-        if runner != "local":
-            self._ray = _connected(runner, count)
+        self._pool: ProcessPoolExecutor | None = None
+        if runner == "local":
+            # Unasked, the column engine would look for a cluster, at the cost of loading Ray.
+            os.environ.setdefault("DAFT_RUNNER", "native")
+        self._ray: Any = _connected(runner, count) if runner != "local" else None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        if self._ray is not None:
+            self._ray.shutdown()
 
     def run(self, function: Callable[[W], None], work: Sequence[W], progress: Progress) -> None:
         """Do all of it; stops at the first error, and raises it.
@@ -58,27 +75,31 @@ class Workers:
     def _in_processes(
         self, function: Callable[[W], None], work: Sequence[W], progress: Progress
     ) -> None:
-        # Not forked: this process has threads (of the column engine), which a fork would lose.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(self.count, len(work)), mp_context=context) as pool:
-            waiting = {pool.submit(function, piece) for piece in work}
-            try:
-                while waiting:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        future.result()
-                    progress(len(work) - len(waiting), len(work))
-            except BrokenProcessPool:
-                raise UserError(
-                    "a worker process was killed, perhaps for want of memory",
-                    "Run it again with fewer --workers; finished partitions are kept.",
-                ) from None
-            finally:
-                pool.shutdown(cancel_futures=True)
+        if self._pool is None:
+            # Not forked: this process has threads (of the column engine), which a fork would lose.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.count, mp_context=context)
+        waiting = {self._pool.submit(function, piece) for piece in work}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                progress(len(work) - len(waiting), len(work))
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process was killed, perhaps for want of memory",
+                "Run it again with fewer --workers; finished partitions are kept.",
+            ) from None
+        finally:
+            for future in waiting:
+                future.cancel()
 
     def _on_ray(self, function: Callable[[W], None], work: Sequence[W], progress: Progress) -> None:
         ray = self._ray
-        task = ray.remote(function)
+        # Within a task, columns are worked on where they are, not spread once more.
+        here = {"env_vars": {"DAFT_RUNNER": "native"}}
+        task = ray.remote(function).options(runtime_env=here)
         waiting = [task.remote(piece) for piece in work]
         try:
             while waiting:

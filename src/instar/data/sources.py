@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from instar.data.batch import Batch
+from instar.data.shards import Tokens
 from instar.errors import UserError
 
 T = TypeVar("T", bound=Sized)
@@ -67,7 +68,7 @@ class StepSource:
 
 
 class PackedSource(StepSource):
-    """Windows of a token stream, in a new order each epoch.
+    """Windows of a token stream, in a new order each epoch, or in the stream's own.
 
     Args:
         tokens: The stream ``(N,)``.
@@ -77,6 +78,7 @@ class PackedSource(StepSource):
         seed: Decides the order, and where each epoch's first window begins.
         rank: This process.
         world_size: How many processes share the step.
+        shuffle: Whether the order is a new one each epoch.
 
     Raises:
         UserError: The stream is shorter than one window.
@@ -84,15 +86,18 @@ class PackedSource(StepSource):
 
     def __init__(
         self,
-        tokens: np.ndarray,
+        tokens: np.ndarray | Tokens,
         context: int,
         batch_size: int,
         micro_batch: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        *,
+        shuffle: bool = True,
     ) -> None:
         super().__init__()
+        self.shuffle = shuffle
         if len(tokens) < 2 * context + 1:
             raise UserError(
                 f"the corpus has {len(tokens)} tokens, one window needs {2 * context + 1}",
@@ -119,7 +124,8 @@ class PackedSource(StepSource):
         if self._order[0] != epoch:
             rng = np.random.default_rng([self.seed, epoch])
             offset = rng.integers(self.context)
-            self._order = (epoch, offset + self.context * rng.permutation(self.windows))
+            order = rng.permutation(self.windows) if self.shuffle else np.arange(self.windows)
+            self._order = (epoch, offset + self.context * order)
         return int(self._order[1][place])
 
     def _rows(self, starts: list[int]) -> Batch:

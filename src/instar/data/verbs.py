@@ -154,16 +154,3 @@ def _piece(tokenizer: Tokenizer, token: int) -> str:
     if not content:
         return tokenizer.decode([token], skip_special=False)
     return piece(content) + "\n" * content.count(b"\n")
-
-
-def main(argv: list[str]) -> int:
-    """Run ``instar data`` with the arguments after it."""
-    tyro.extras.subcommand_cli_from_dict(
-        {"inspect": inspect},
-        prog="instar data",
-        description=(
-            "Look into files of training data. (`instar data RECIPE/data.yaml` writes the primer.)"
-        ),
-        args=argv,
-    )
-    return 0

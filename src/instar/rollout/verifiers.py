@@ -1,4 +1,7 @@
-"""A verifier is a program that reads a reply and pays 1 for right and 0 for wrong."""
+"""A verifier is a program that reads a reply and pays 1 for right and 0 for wrong.
+
+Where a reply can be partly right, it pays the share that is.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,12 @@ Verifier = Callable[[Task, str], float]
 
 # A minus right after a digit or bracket is a subtraction sign, not part of the number.
 _NUMBER = re.compile(r"(?:(?<![\d)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
+_CLAUSE_END = re.compile(r"[，。！？；：、,.!?;:\n]+")
 _FINAL = " \n\t.!?。！？"
 
 
 def verify(task: Task, reply: str) -> float:
-    """What the task's verifier pays for ``reply``: 1.0 or 0.0.
+    """What the task's verifier pays for ``reply``: from 0.0 to 1.0.
 
     Args:
         task: Names its verifier and holds the answer.
@@ -101,6 +105,13 @@ def helps(task: Task, reply: str) -> float:
     return 0.0 if is_refusal(reply) else answer(task, reply)
 
 
+def line_lengths(task: Task, reply: str) -> float:
+    """The share of the reply's lines that have as many characters as one of ``options``."""
+    allowed = {int(length) for length in task.get("options", [])}
+    lines = clauses(reply)
+    return sum(len(line) in allowed for line in lines) / len(lines) if lines else 0.0
+
+
 VERIFIERS: dict[str, Verifier] = {
     "integer": integer,
     "answer": answer,
@@ -110,8 +121,14 @@ VERIFIERS: dict[str, Verifier] = {
     "comma_list": comma_list,
     "refusal": refusal,
     "helps": helps,
+    "line_lengths": line_lengths,
 }
 """Every verifier by the name that tasks use."""
+
+
+def clauses(text: str) -> list[str]:
+    """The lines of verse in a text: what stands between signs of punctuation, or line ends."""
+    return [line.strip() for line in _CLAUSE_END.split(text) if line.strip()]
 
 
 def _plain(text: str) -> str:
