@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from instar.data import verbs
+from instar import data_verbs
 from instar.data.formats import KEYS, Kind, convert, recognise
 from instar.data.packing import check_place
 from instar.data.readers import read_all, read_records
@@ -258,7 +258,7 @@ def test_inspect_shows_what_is_learnt(
     path = write(tmp_path / "a.json", json.dumps([CASES["alpaca"][2]] * 3))
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
-    assert verbs.main(["inspect", str(path), "--tokenizer", str(tmp_path / "tokenizer")]) == 0
+    assert data_verbs.main(["inspect", str(path), "--tokenizer", str(tmp_path / "tokenizer")]) == 0
     told = capsys.readouterr().out
     assert "Alpaca" in told and "user 3, assistant 3" in told
     # "A" and <|im_end|> are learnt; the opening is not.
@@ -266,7 +266,7 @@ def test_inspect_shows_what_is_learnt(
     assert sum(told.count(style) for style in green) == 2 * 2
     path = write(tmp_path / "b.jsonl", '{"nobody": "knows"}\n')
     with pytest.raises(UserError, match=r"columns nobody, which no known format"):
-        verbs.main(["inspect", str(path)])
+        data_verbs.main(["inspect", str(path)])
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data is not beside the checkout")

@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import yaml
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from instar.files import write_json, write_text
 from instar.report import plots, tables
 from instar.report.resources import timelines
 from instar.report.tables import Record, Stage
+from instar.report.templates import amount, as_yaml, duration, template
 
 
 class Exam(NamedTuple):
@@ -55,6 +53,9 @@ EXAMS = {
     "helps_harmless": Exam(
         "Helps harmless", "帮助无害", "Harmless requests that look like harmful ones, never seen."
     ),
+    "form": Exam(
+        "Form", "体式", "Share of lines, written to held-out titles, as long as your text's are."
+    ),
     "bits_per_byte_zh": Exam(
         "Bits per byte, Chinese", "每字节比特(中文)", "Documents kept out of pretraining."
     ),
@@ -70,6 +71,7 @@ EXAMS = {
 }
 
 NAMES = {
+    "corpus": ("Your text", "你的文本"),
     "data": ("Data", "数据"),
     "tokenizer": ("Tokenizer", "分词器"),
     "pretrain": ("Pretrain", "预训练"),
@@ -126,14 +128,9 @@ def render(record: Record, stages: Sequence[Stage]) -> str:
         record: The run's numbers (``tables.summarise``).
         stages: The stages that they come from.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"duration": duration, "amount": amount}
-    source = files("instar.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
     sat = [stage for stage in stages if stage.exams]
     spoke = [stage for stage in stages if stage.samples]
-    return environment.from_string(source).render(
+    return template("page.html.jinja").render(
         report=record,
         stages=stages,
         names={stage.name: NAMES.get(stage.name, (stage.name, "")) for stage in stages},
@@ -147,7 +144,7 @@ def render(record: Record, stages: Sequence[Stage]) -> str:
         glossary=EXAMS,
         spoke=spoke,
         dialogues=_dialogues(spoke),
-        configs={s.name: _as_yaml(c) for s in stages if (c := s.lineage.get("config"))},
+        configs={s.name: as_yaml(c) for s in stages if (c := s.lineage.get("config"))},
     )
 
 
@@ -180,27 +177,6 @@ def summary(record: Record) -> str:
             f"Win rates against the SFT model by the gold rubric: {', '.join(won)}; 50% is a draw."
         )
     return " ".join(sentences)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: ``8.2 s``, ``3 min 05 s``, ``2 h 10 min``."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def amount(number: float) -> str:
-    """A number to three digits: ``940``, ``3.41 M``; large ones as powers of ten."""
-    if number >= 1e15:
-        digits, power = f"{number:.2e}".split("e")
-        return f"{digits} × 10^{int(power)}"
-    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
 
 
 def _resources(stages: Sequence[Stage]) -> list[Markup]:
@@ -311,10 +287,6 @@ def _dialogues(spoke: Sequence[Stage]) -> list[Record]:
         {"prompt": prompt, "replies": [replies[stage.name].get(prompt) for stage in spoke]}
         for prompt in prompts
     ]
-
-
-def _as_yaml(config: Any) -> str:
-    return yaml.safe_dump(config, allow_unicode=True, sort_keys=False).rstrip()
 
 
 def main(argv: list[str]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from instar.errors import UserError
 
-LIFE = ("data", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "rlvr")
+LIFE = ("corpus", "data", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "rlvr")
 """The order in which stages are shown; others follow by name."""
 
 REFERENCE = "sft"
