@@ -9,13 +9,19 @@ from typing import Annotated, Any
 import tyro
 
 from instar.config import Config, read_config, read_yaml
+from instar.corpus.lessons import TITLED
 from instar.distributed import is_main, launched, on_main
 from instar.errors import UserError
 from instar.evaluation.examine import ExamConfig, Examiner
 from instar.recipes import find, known
 from instar.stages.base import StageConfig
+from instar.stages.corpus import INSTEAD, OwnTextConfig, own_text
 from instar.stages.registry import STAGES
+from instar.stages.sft import SFTConfig
 from instar.training.display import Display
+
+REPLY_TOKENS = 128
+"""Tokens that a reply may have where it may be a whole document of the user's."""
 
 
 class LifeConfig(Config):
@@ -45,6 +51,11 @@ class Arguments:
     """A recipe's name, or a folder with a life.yaml."""
     out: Path | None = None
     """Directory of the life; runs/RECIPE by default."""
+    corpus: str | None = None
+    """Your own text: a file, folder, pattern or hub dataset. The tokenizer and pretraining learn
+    from it in place of the primer's readings; the primer's lessons follow."""
+    corpus_recipe: str = "books"
+    """How that text is cleaned: a corpus recipe, as for `instar data prepare`."""
     only: list[str] = field(default_factory=list)
     """Run these stages and no others."""
     skip: list[str] = field(default_factory=list)
@@ -58,6 +69,9 @@ def main(argv: list[str]) -> int:
     description = f"{Arguments.__doc__}\n\nRecipes: {', '.join(known())}."
     arguments = tyro.cli(Arguments, args=argv, prog="instar grow", description=description)
     life, run, configs = read_life(arguments.recipe, arguments.out)
+    if arguments.corpus:
+        own = own_text(arguments.corpus, arguments.corpus_recipe, run)
+        life, configs = on_own_text(life, configs, own)
     names = choose(life.stages, arguments)
     with launched(), Display() as display:
         grow(life, {name: configs[name] for name in names}, run, display)
@@ -78,6 +92,36 @@ def read_life(recipe: str, out: Path | None) -> tuple[LifeConfig, Path, dict[str
     life = read_config(LifeConfig, folder / "life.yaml")
     run = out or Path("runs") / folder.name
     return life, run, {name: read_stage(folder / f"{name}.yaml", run) for name in life.stages}
+
+
+def on_own_text(
+    life: LifeConfig, configs: dict[str, StageConfig], own: OwnTextConfig
+) -> tuple[LifeConfig, dict[str, StageConfig]]:
+    """A life that begins with a user's own text, and learns to write to its titles.
+
+    Args:
+        life: What it was.
+        configs: Its stages.
+        own: The stage that reads the text.
+    """
+    stages = {name: type(c).parse(_instead(c.model_dump()), name) for name, c in configs.items()}
+    for name, config in stages.items():
+        if isinstance(config, SFTConfig):
+            data = [*config.data, Path("{run}/corpus") / TITLED]
+            stages[name] = config.model_copy(update={"data": data})
+    exams = ExamConfig.parse(_instead(life.exams.model_dump()), "exams")
+    exams = exams.model_copy(update={"max_new_tokens": max(exams.max_new_tokens, REPLY_TOKENS)})
+    life = life.model_copy(update={"stages": ["corpus", *life.stages], "exams": exams})
+    return life, {"corpus": own, **stages}
+
+
+def _instead(value: Any) -> Any:
+    """Settings that name the user's text where the primer's readings stood."""
+    if isinstance(value, dict):
+        return {key: _instead(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_instead(part) for part in value]
+    return INSTEAD.get(str(value), value) if isinstance(value, (str, Path)) else value
 
 
 def choose(stages: list[str], arguments: Arguments) -> list[str]:

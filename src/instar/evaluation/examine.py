@@ -15,7 +15,7 @@ from instar.config import Config
 from instar.data.readers import read_all
 from instar.distributed import default_device
 from instar.evaluation.exams import ExamResult, summarise
-from instar.files import read_json, write_json
+from instar.files import matching, read_json, write_json
 from instar.lineage import LINEAGE, hash_file, hash_value, peak_rss_bytes
 from instar.tokenizer.hf import Tokenizer
 from instar.training.display import Display
@@ -32,6 +32,8 @@ class ExamConfig(Config):
 
     exams: Path = Path("{run}/data/exams.jsonl")
     """Questions with verifiers."""
+    own: Path = Path("{run}/corpus/exams.jsonl")
+    """Questions that a user's own text gave, if there are any."""
     readings: Path = Path("{run}/data/readings_exam.jsonl")
     """Text for bits per byte that training neither learnt from nor was validated on."""
     train_readings: Path = Path("{run}/data/readings.jsonl")
@@ -62,6 +64,14 @@ class Examiner:
         """A path of the config with `{run}` filled in."""
         return Path(str(path).replace("{run}", str(self.run)))
 
+    def found(self, path: Path) -> list[Path]:
+        """The files that a path of the config, or a pattern, stands for."""
+        return matching(self.at(path))
+
+    def own(self) -> list[Path]:
+        """The file of a user's own exams, if there is one."""
+        return [path for path in self.found(self.config.own) if path.exists()]
+
     def examine(self, directory: Path, against: Path | None, judge: Path | None) -> None:
         """Ask one checkpoint everything, unless that was done before.
 
@@ -91,7 +101,8 @@ class Examiner:
 
     def _key(self, directory: Path, *others: Path | None) -> str:
         """Changes whenever a result could."""
-        files = [self.at(path) for path in (getattr(self.config, f) for f in _file_fields())]
+        paths = [getattr(self.config, name) for name in _file_fields() if name != "own"]
+        files = [*self.own(), *(file for path in paths for file in self.found(path))]
         made = [read_json(d / LINEAGE)["fingerprint"] for d in (directory, *others) if d]
         settings = self.config.model_dump(mode="json")
         return hash_value([settings, made, [hash_file(path) for path in files]])
@@ -104,10 +115,11 @@ class Examiner:
         from instar.generation.engine import Engine
 
         engine = Engine.load(directory)
-        items: list[Any] = read_all([self.at(self.config.exams)], ("messages", "verifier", "exam"))
+        asked = [*self.found(self.config.exams), *self.own()]
+        items: list[Any] = read_all(asked, ("messages", "verifier", "exam"))
         limit = self.config.max_new_tokens
         exams = run_exams(engine, engine.tokenizer, items, limit, progress=self.display.step)
-        readings: list[Any] = read_all([self.at(self.config.readings)], ("text",))
+        readings: list[Any] = read_all(self.found(self.config.readings), ("text",))
         bits = bits_per_byte(engine.model, engine.tokenizer, readings)
         exams |= {f"bits_per_byte_{language}": result for language, result in bits.items()}
         prompts = [row["prompt"] for row in read_all([self.at(self.config.samples)], ("prompt",))]
@@ -137,7 +149,7 @@ class Examiner:
         """The baseline that pretraining has to beat: it counts, and understands nothing."""
         from instar.evaluation.ngram import NGram
 
-        texts = [d["text"] for d in read_all([self.at(self.config.train_readings)], ("text",))]
+        texts = [d["text"] for d in read_all(self.found(self.config.train_readings), ("text",))]
         counted = NGram.fit(tokenizer.encode_batch(texts), tokenizer.vocab_size, tokenizer.bos_id)
         bits = counted.bits_per_byte(tokenizer, readings)
         write_json(directory / "ngram.json", {k: asdict(v) for k, v in bits.items()})

@@ -93,10 +93,11 @@ def run_exams(
 
 
 def summarise(marks: Sequence[float], tags: Sequence[dict[str, str]] = ()) -> ExamResult:
-    """Mean, standard error and groups of marks that are 0 or 1.
+    """Mean, standard error and groups of marks from 0 to 1.
 
     The mean of ``n`` independent marks with probability ``p`` has standard error
-    ``sqrt(p (1 - p) / n)``; ``p`` is estimated by the mean itself.
+    ``sqrt(p (1 - p) / n)``; ``p`` is estimated by the mean itself. For marks between 0 and 1 that
+    is more than it is.
 
     Args:
         marks: One mark an item.

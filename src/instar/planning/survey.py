@@ -12,6 +12,7 @@ from instar.data.packing import Row, conversation_row
 from instar.data.pairs import Pair, preference_pairs
 from instar.data.readers import Record, read_all
 from instar.errors import UserError
+from instar.files import matching
 from instar.model.config import ModelConfig
 from instar.planning.workload import Extent
 from instar.tokenizer.chat import render
@@ -45,6 +46,10 @@ class Survey:
         """A path with `{run}` filled in."""
         return Path(str(path).replace("{run}", str(self.run)))
 
+    def found(self, paths: Sequence[Path]) -> list[Path]:
+        """The files that paths, or patterns, stand for."""
+        return [file for path in paths for file in matching(self.at(path))]
+
     def whole(self) -> Survey:
         """The same, for held-out data: small enough to look at every record."""
         every = copy(self)
@@ -53,7 +58,7 @@ class Survey:
 
     def records(self, paths: Sequence[Path], required: tuple[str, ...]) -> list[Record]:
         """A sample of what stands in some files."""
-        return read_all(map(self.at, paths), required)[:: self.every] * self.repeat
+        return read_all(self.found(paths), required)[:: self.every] * self.repeat
 
     def documents(self, paths: Sequence[Path], most: int = NO_LIMIT) -> list[Extent]:
         """Texts, each with its ``<bos>``.
@@ -110,10 +115,10 @@ class Survey:
 
     def text_bytes(self, *paths: Path, most: int = NO_LIMIT) -> int:
         """Size of some files, or of their first ``most`` records."""
-        whole = self.scale * sum(self.at(path).stat().st_size for path in paths)
+        whole = self.scale * sum(path.stat().st_size for path in self.found(paths))
         if most == NO_LIMIT or not paths:
             return round(whole)
-        records = self.scale * len(read_all(map(self.at, paths), ()))
+        records = self.scale * len(read_all(self.found(paths), ()))
         return round(whole * min(1.0, most / records))
 
     def model(self, directory: Path) -> ModelConfig:

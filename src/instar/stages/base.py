@@ -20,7 +20,7 @@ from instar.config import Config
 from instar.data.sources import Source
 from instar.distributed import default_device, is_main, on_main, world
 from instar.errors import UserError
-from instar.files import atomic_directory
+from instar.files import atomic_directory, matching
 from instar.lineage import (
     LINEAGE,
     Cost,
@@ -77,8 +77,22 @@ class StageConfig(Config):
         """A path of this config with `{run}` filled in."""
         return Path(str(path).replace("{run}", str(self.run)))
 
+    def found(self, paths: Sequence[Path]) -> list[Path]:
+        """The files that paths of this config stand for; a path may be a pattern, as `*.jsonl`.
+
+        Raises:
+            UserError: A pattern fits no file.
+        """
+        files: list[Path] = []
+        for path in map(self.at, paths):
+            some = matching(path)
+            if not some:
+                raise UserError(f"{self.stage}: no file fits {path}", "Check the path.")
+            files += some
+        return files
+
     def files(self) -> list[Path]:
-        """The files that the stage reads."""
+        """The files that the stage reads, or patterns of them."""
         return []
 
     def parents(self) -> list[Path]:
@@ -95,13 +109,16 @@ class StageConfig(Config):
         Raises:
             UserError: Something that the stage reads is not there.
         """
+        files: dict[str, Path] = {}
         for path in self.files():
-            if not self.at(path).is_file():
-                raise UserError(f"{self.stage}: no such file: {self.at(path)}", "Check the path.")
+            for file in self.found([path]):
+                if not file.is_file():
+                    raise UserError(f"{self.stage}: no such file: {file}", "Check the path.")
+                files[str(path) if file == self.at(path) else f"{path}: {file.name}"] = file
         means = {"log_every", "save_every", "track", "parallel", "activation_checkpointing"}
         record = {
             "config": self.model_dump(mode="json", exclude={"run": True, "training": means}),
-            "data": {str(path): hash_file(self.at(path)) for path in self.files()},
+            "data": {name: hash_file(file) for name, file in files.items()},
             "parents": {str(path): _content(self.at(path)) for path in self.parents()},
             "version": instar.__version__,
         }

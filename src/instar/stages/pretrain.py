@@ -9,8 +9,11 @@ import torch
 from annotated_types import Gt
 from pydantic import model_validator
 
-from instar.data.packing import pack_documents
+from instar.corpus.accounts import MANIFEST
+from instar.corpus.config import HELD_OUT
+from instar.data.encoding import pack_documents
 from instar.data.readers import read_all
+from instar.data.shards import Tokens
 from instar.data.sources import PackedSource
 from instar.distributed import world
 from instar.evaluation.bits import TOKENS_A_BATCH, bits_per_byte
@@ -32,6 +35,11 @@ class PretrainConfig(TrainedStageConfig):
     out: Path = Path("{run}/pretrain")
     tokenizer: Path = Path("{run}/tokenizer")
     """Directory of the tokenizer."""
+    corpus: Path | None = None
+    """Directory that `instar data prepare` made: its shards are learnt, its tokenizer and held-out
+    documents are used, and `tokenizer`, `data` and `valid` are not looked at."""
+    shuffle: bool = True
+    """Whether rows come in a new order each epoch; without, in that of a corpus' own `order`."""
     data: list[Path] = [Path("{run}/data/readings.jsonl")]
     """JSON lines with a `text` each."""
     valid: list[Path] = [Path("{run}/data/readings_valid.jsonl")]
@@ -57,29 +65,38 @@ class PretrainConfig(TrainedStageConfig):
         return self
 
     def files(self) -> list[Path]:
-        """Training and held-out text."""
-        return self.data + self.valid
+        """Training and held-out text, or the accounts of a corpus, which hold its hashes."""
+        return [self.corpus / MANIFEST] if self.corpus else self.data + self.valid
 
     def parents(self) -> list[Path]:
         """The tokenizer."""
-        return [self.tokenizer]
+        return [self.corpus / "tokenizer" if self.corpus else self.tokenizer]
+
+    def held_out(self) -> list[Path]:
+        """Held-out text."""
+        return [self.corpus / HELD_OUT] if self.corpus else self.valid
 
 
 def build(config: PretrainConfig) -> Job:
     """Source and objective of pretraining."""
-    tokenizer = Tokenizer.load(config.at(config.tokenizer))
+    tokenizer = Tokenizer.load(config.at(*config.parents()))
     shape = config.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
     model = CausalLM(shape)
     initialize(model, shape, torch.Generator().manual_seed(config.seed))
-    texts = [d["text"] for d in read_all(map(config.at, config.data), ("text",))]
-    held_out = read_all(map(config.at, config.valid), ("text",))[: config.valid_documents]
+    held_out = read_all(config.found(config.held_out()), ("text",))[: config.valid_documents]
+    if config.corpus:
+        tokens = Tokens.open(config.at(config.corpus) / "shards")
+    else:
+        texts = [d["text"] for d in read_all(config.found(config.data), ("text",))]
+        tokens = pack_documents(texts, tokenizer)
     source = PackedSource(
-        pack_documents(texts, tokenizer),
+        tokens,
         config.context,
         config.batch_size,
         config.micro_batch,
         config.seed,
         *world(),
+        shuffle=config.shuffle,
     )
 
     def validate() -> dict[str, float]:
@@ -97,14 +114,15 @@ def needs(config: PretrainConfig, survey: Survey) -> Workload:
         min(config.micro_batch, config.batch_size - at)
         for at in range(0, config.batch_size, config.micro_batch)
     ]
-    valid = survey.whole().documents(config.valid, config.valid_documents)
+    valid = survey.whole().documents(config.held_out(), config.valid_documents)
+    in_memory = [] if config.corpus else config.data
     return Workload(
         config.model.model_copy(update={"vocab_size": survey.vocab_size}),
         config.training,
         [[Extent(n, config.context, n * config.context) for n in rows]],
         validation=cut(sorted(valid, key=len), TOKENS_A_BATCH // max(map(len, valid))),
-        text_bytes=survey.text_bytes(*config.data),
-        batched_bytes=survey.text_bytes(*config.data),
+        text_bytes=survey.text_bytes(*in_memory),
+        batched_bytes=survey.text_bytes(*in_memory),
     )
 
 

@@ -58,14 +58,14 @@ def build(config: SFTConfig) -> Job:
     context = model.config.max_position_embeddings
 
     def rows(paths: list[Path]) -> list[Row]:
-        records = read_all(map(config.at, paths), ("messages",))
+        records = read_all(config.found(paths), ("messages",))
         made = [conversation_row(r["messages"], tokenizer, r.place) for r in records]
         check_length(made, context, [record.place for record in records])
         return made
 
     examples = rows(config.data)
     if config.replay:
-        texts = [d["text"] for d in read_all(map(config.at, config.replay), ("text",))]
+        texts = [d["text"] for d in read_all(config.found(config.replay), ("text",))]
         for ids in tokenizer.encode_batch(texts[: config.replay_documents]):
             ids = [tokenizer.bos_id, *ids][:context]
             examples.append(Row(ids, [True] * len(ids)))
