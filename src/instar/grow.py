@@ -20,7 +20,7 @@ from instar.stages.registry import STAGES
 from instar.stages.sft import SFTConfig
 from instar.training.display import Display
 
-REPLY_TOKENS = 128
+REPLY_TOKENS = 192
 """Tokens that a reply may have where it may be a whole document of the user's."""
 
 

@@ -20,7 +20,7 @@ EXAMS = "exams.jsonl"
 MOST_LESSONS = 8000
 MOST_ITEMS = 200
 
-LONGEST = 80
+LONGEST = 64
 """Characters of a document that is short enough to be written in one reply."""
 
 FORM_SHARE = 0.85
