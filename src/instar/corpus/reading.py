@@ -10,9 +10,8 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from instar.corpus.document import EXTRA, Document
 from instar.corpus.inputs import InputConfig, Piece
@@ -76,17 +75,17 @@ def read_piece(piece: Piece, how: Reading) -> Iterator[Document | Fault]:
         yield Fault(last, f"is damaged behind this ({error})")
 
 
-def _open(piece: Piece) -> BinaryIO:
+def _open(piece: Piece) -> io.BufferedReader:
     """The unpacked bytes of a file, from where the piece begins."""
     path = Path(piece.path)
     if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.GzipFile(path))
+        return cast(io.BufferedReader, gzip.GzipFile(path))  # which has all that is asked of it
     if path.suffix == ".zst":
         import pyarrow
 
         packed: Any = pyarrow.input_stream(str(path), compression="zstd")
-        return cast(BinaryIO, io.BufferedReader(packed, READ))
-    stream = path.open("rb")
+        return io.BufferedReader(packed, READ)
+    stream = io.BufferedReader(io.FileIO(path), READ)
     stream.seek(piece.start)
     return stream
 
@@ -97,14 +96,15 @@ def _lines(piece: Piece, how: Reading) -> Iterator[tuple[int, str] | Fault]:
     with _open(piece) as stream:
         left = None if piece.stop is None else piece.stop - piece.start
         number = piece.line
-        first = True
+        if (
+            b"\0" in stream.peek(READ)[:READ]
+        ):  # not in the first line alone: pictures begin with one
+            raise _Unreadable("is a binary file, or in UTF-16; save text as UTF-8")
         while left is None or left > 0:
             line = stream.readline(how.largest)
             if not line:
                 return
-            if first and b"\0" in line[:READ]:
-                raise _Unreadable("is a binary file, or in UTF-16; save text as UTF-8")
-            first, size = False, len(line)
+            size = len(line)
             if size == how.largest and not line.endswith(b"\n"):
                 while line and not line.endswith(b"\n"):
                     line = stream.readline(READ)
@@ -301,7 +301,8 @@ def _page(data: bytes, place: str, how: Reading) -> Document | Fault:
 def _hub(piece: Piece, how: Reading) -> Iterator[Document | Fault]:
     """Rows ``start`` to ``stop`` of a dataset that the library ``datasets`` has fetched."""
     find = _finder(how)
-    rows = islice(hub_rows(piece.path), piece.start, piece.stop)
+    data = hub_rows(piece.path)
+    rows = data.select(range(piece.start, piece.stop or len(data)))
     for number, record in enumerate(rows, start=piece.start + 1):
         yield find(record, f"{piece.path}, row {number}")
 
@@ -344,11 +345,12 @@ def _finder(how: Reading) -> Callable[[Any, str], Document | Fault]:
             return Fault(place, problem)
         except UnicodeDecodeError as error:
             return Fault(place, f"is not utf-8 at byte {error.start}")
+        title = _plain(record.get("title"))
         try:
-            text.encode()
+            (text + title).encode()
         except UnicodeEncodeError:
             return Fault(place, "holds half a surrogate pair, which is no character")
-        return Document(text, place, source, title=_plain(record.get("title")))
+        return Document(text, place, source, title=title)
 
     return find
 
