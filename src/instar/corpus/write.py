@@ -214,16 +214,26 @@ def _texts(
 def _drawn(shard: Shard, part: str) -> Iterator[tuple[str, str, int]]:
     """Text and source of the documents of a shard, each as often as the mixture says.
 
-    Held-out documents are all taken, once.
+    Held-out documents are all taken, once. Repeats come after all others: side by side, in sight of
+    each other, they would teach to copy. Only an order that is asked for keeps them together.
     """
-    for record in _records(shard, part):
-        text, source = record["text"], record["source"]
-        turns = 1
-        if part == "train":
-            whole, rest = divmod(shard.epochs[source], 1)
-            turns = int(whole) + (hash_of(text + "\0again") < rest * 2**64)
-        for turn in range(turns):
-            yield text, source, turn
+    first, left = 0, True
+    while left:
+        left = False
+        for record in _records(shard, part):
+            text, source = record["text"], record["source"]
+            turns = _turns(shard, text, source) if part == "train" else 1
+            last = turns if shard.sorted else min(first + 1, turns)
+            for turn in range(first, last):
+                yield text, source, turn
+            left = left or last < turns
+        first += 1
+
+
+def _turns(shard: Shard, text: str, source: str) -> int:
+    """How often a document is learnt; a broken number of times in so large a share of them."""
+    whole, rest = divmod(shard.epochs[source], 1)
+    return int(whole) + (hash_of(text + "\0again") < rest * 2**64)
 
 
 def _records(shard: Shard, part: str) -> Iterator[dict[str, str]]:
