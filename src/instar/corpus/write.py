@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from instar.corpus.accounts import Accounts, Flow
 from instar.corpus.clean import Work, hash_of
-from instar.corpus.columns import numbered
+from instar.corpus.columns import number_of, numbered
 from instar.corpus.document import Document
 from instar.corpus.duplicates import Copies
 from instar.corpus.own import load_score
@@ -53,13 +53,21 @@ def save_copies(directory: Path, exact: Copies, near: Copies) -> None:
 
 
 class Copied:
-    """What ``save_copies`` wrote down."""
+    """What ``save_copies`` wrote down of one partition.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: Where it did.
+        partition: Its number.
+    """
+
+    def __init__(self, directory: Path, partition: int) -> None:
         with np.load(directory / COPIES) as file:
-            numbers = file["document"].tolist()
-            self.of = dict(zip(numbers, file["of"].tolist(), strict=True))
-            self.near = dict(zip(numbers, file["near"].tolist(), strict=True))
+            documents = file["document"]
+            ends = [number_of(partition, 0), number_of(partition + 1, 0)]
+            mine = slice(*np.searchsorted(documents, ends).tolist())
+            numbers = documents[mine].tolist()
+            self.of = dict(zip(numbers, file["of"][mine].tolist(), strict=True))
+            self.near = dict(zip(numbers, file["near"][mine].tolist(), strict=True))
 
 
 def is_held_out(hashed: int, share: float) -> bool:
@@ -81,7 +89,8 @@ def write_documents(work: Work) -> None:
     if work.is_done("documents"):
         return
     accounts = Accounts({"exact copies": Flow(), "near copies": Flow(), "lines": Flow()})
-    copied, repeated = Copied(work.directory), Repeated.load(work.directory)
+    copied = Copied(work.directory, work.partition.index)
+    repeated = Repeated.load(work.directory)
     score = load_score(work.config.score) if work.config.score else len
     keys: list[float] = []
     totals = {part: Counter[str]() for part in PARTS}
