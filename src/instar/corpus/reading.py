@@ -75,17 +75,17 @@ def read_piece(piece: Piece, how: Reading) -> Iterator[Document | Fault]:
         yield Fault(last, f"is damaged behind this ({error})")
 
 
-def _open(piece: Piece) -> io.BufferedReader:
+def _open(piece: Piece) -> io.BufferedReader[Any]:
     """The unpacked bytes of a file, from where the piece begins."""
     path = Path(piece.path)
     if path.suffix == ".gz":
-        return cast(io.BufferedReader, gzip.GzipFile(path))  # which has all that is asked of it
+        return cast(Any, gzip.GzipFile(path))  # it has all that is asked of it
     if path.suffix == ".zst":
         import pyarrow
 
         packed: Any = pyarrow.input_stream(str(path), compression="zstd")
         return io.BufferedReader(packed, READ)
-    stream = io.BufferedReader(io.FileIO(path), READ)
+    stream: Any = path.open("rb", buffering=READ)
     stream.seek(piece.start)
     return stream
 
