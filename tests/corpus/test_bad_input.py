@@ -78,6 +78,7 @@ BAD: dict[str, tuple[bytes, str, int]] = {
         r"line 2 holds half a surrogate",
         1,
     ),
+    "object.jsonl": (jsonl([LINES[0], '{"text": [{"a": 1}]}']), r"line 2 has an object", 1),
     "picture.txt": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\nabc\n" + NOISE, "binary", 0),
     "missing.jsonl": (jsonl([LINES[0], '{"url": "x"}']), r"line 2 has no column 'text'; .* url", 1),
     "missing.parquet": (parquet({"url": ["x"]}), r"row 1 has no column 'text'; .* url", 0),

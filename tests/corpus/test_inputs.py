@@ -197,7 +197,7 @@ def test_folders_and_patterns(tmp_path: Path, build: Any, plain: Any, records: A
 )
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_columns(row: Any, column: str, text: str, ending: str, tmp_path: Path, read: Any) -> None:
-    path = tmp_path / f"a.{ending}"
+    path = tmp_path / f"a[1].{ending}"
     if ending == "jsonl":
         path.write_text(json.dumps(row) + "\n")
     else:
