@@ -26,10 +26,11 @@ from instar.corpus.accounts import MANIFEST, total
 from instar.corpus.clean import Work, clean, hash_of
 from instar.corpus.config import CorpusConfig
 from instar.corpus.duplicates import exact_copies, near_copies, sign
+from instar.corpus.hub import hub_rows
 from instar.corpus.inputs import Piece, Surveyed, divide, find_files, named, survey
 from instar.corpus.manifest import write_manifest
 from instar.corpus.mixing import arrange, epochs_of
-from instar.corpus.reading import Fault, hub_rows
+from instar.corpus.reading import Fault
 from instar.corpus.repeated import FILE as REPEATED
 from instar.corpus.repeated import Repeated
 from instar.corpus.steps import files_of

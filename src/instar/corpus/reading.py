@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from instar.corpus.document import EXTRA, Document
+from instar.corpus.document import Document
+from instar.corpus.hub import hub_rows
 from instar.corpus.inputs import InputConfig, Piece
-from instar.errors import UserError
 
 COLUMNS = ("text", "content", "raw_content", "body", "markdown", "paragraphs")
 """Where the text of a record is looked for, in this order."""
@@ -309,29 +309,6 @@ def _hub(piece: Piece, how: Reading) -> Iterator[Document | Fault]:
     rows = data.select(range(piece.start, piece.stop or len(data)))
     for number, record in enumerate(rows, start=piece.start + 1):
         yield find(record, f"{piece.path}, row {number}")
-
-
-def hub_rows(path: str) -> Any:
-    """A dataset's training split, from the cache or the hub.
-
-    Raises:
-        UserError: It cannot be had.
-    """
-    name, _, subset = path.partition(":")
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(f"{path} is a hub dataset", EXTRA) from None
-    datasets.disable_progress_bars()
-    try:
-        return datasets.load_dataset(name, subset or None, split="train")
-    except Exception as error:  # the library raises many kinds, for a missing network alone
-        include = f" --include '{subset}/*'" if subset else ""
-        raise UserError(
-            f"{path} could not be had from the hub ({type(error).__name__}: {error})",
-            f"Where there is a network: `hf download {name} --repo-type dataset{include} "
-            f"--local-dir DIR`; then bring DIR here and give `--input DIR`.",
-        ) from None
 
 
 def _finder(how: Reading) -> Callable[[Any, str], Document | Fault]:
