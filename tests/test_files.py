@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from instar.errors import UserError
-from instar.files import atomic_directory, read_json, write_json, write_text
+from instar.files import atomic_directory, matching, read_json, write_json, write_text
 
 
 def names(directory: Path) -> list[str]:
@@ -95,3 +95,15 @@ def test_a_broken_or_missing_file_is_named(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"a\.json is not JSON"):
             read_json(path)
+
+
+def test_patterns_below_folders_with_brackets(tmp_path: Path) -> None:
+    folder = tmp_path / "try[1]"
+    folder.mkdir()
+    for name in ("b.txt", "a.txt", "c[2].txt"):
+        (folder / name).touch()
+    assert matching(folder / "*.txt") == [folder / n for n in ("a.txt", "b.txt", "c[2].txt")]
+    assert matching(folder / "[ab].txt") == [folder / "a.txt", folder / "b.txt"]
+    assert matching(folder / "c[2].txt") == [folder / "c[2].txt"]
+    assert matching(folder / "none.txt") == [folder / "none.txt"]
+    assert matching(folder / "none*") == []

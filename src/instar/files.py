@@ -41,10 +41,17 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 
 def matching(path: Path) -> list[Path]:
-    """The files that a path stands for: itself, or in their order those that a pattern fits."""
-    if not any(sign in str(path) for sign in "*?["):
+    """The files that a path stands for: itself, or in their order those that a pattern fits.
+
+    Signs of patterns in the names of what is there, such as a folder `try[1]`, are only signs.
+    """
+    if path.exists():
         return [path]
-    return sorted(Path(found) for found in glob.glob(str(path)))
+    folder = next(parent for parent in path.parents if parent.exists())
+    rest = str(path.relative_to(folder))
+    if not any(sign in rest for sign in "*?["):
+        return [path]
+    return sorted(folder / found for found in glob.glob(rest, root_dir=folder))
 
 
 def write_text(path: Path, text: str) -> None:

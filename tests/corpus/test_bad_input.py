@@ -73,6 +73,13 @@ BAD: dict[str, tuple[bytes, str, int]] = {
     "deep.jsonl": (jsonl([*LINES[:2], "[" * 10**5]), r"deep\.jsonl, line 3 ", 2),
     "bare.jsonl": (jsonl([LINES[0], "7"]), r"bare\.jsonl, line 2 is not a record", 1),
     "half.jsonl": (jsonl([LINES[0], r'{"text": "\ud800"}']), r"line 2 holds half a surrogate", 1),
+    "title.jsonl": (
+        jsonl([LINES[0], r'{"text": "a b", "title": "\ud800"}']),
+        r"line 2 holds half a surrogate",
+        1,
+    ),
+    "object.jsonl": (jsonl([LINES[0], '{"text": [{"a": 1}]}']), r"line 2 has an object", 1),
+    "picture.txt": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\nabc\n" + NOISE, "binary", 0),
     "missing.jsonl": (jsonl([LINES[0], '{"url": "x"}']), r"line 2 has no column 'text'; .* url", 1),
     "missing.parquet": (parquet({"url": ["x"]}), r"row 1 has no column 'text'; .* url", 0),
     "bytes.parquet": (parquet({"text": [b"a b", b"\xff"]}), "row 2 is not utf-8 at byte 0", 1),
@@ -126,6 +133,45 @@ def test_empty_files_are_read(tmp_path: Path, build: Any, plain: Any, records: A
     assert [row["text"] for row in records(tmp_path / "out")] == [GOOD[0]]
     assert manifest["faults"]["documents"] == 0
     assert len(manifest["inputs"][0]["files"]) == 5
+
+
+def test_a_name_that_is_not_unicode(tmp_path: Path, build: Any, plain: Any, records: Any) -> None:
+    (tmp_path / "in").mkdir()
+    try:
+        for name in (b"odd\xff.txt", b"odd\xff.pdf"):
+            (tmp_path / "in" / os.fsdecode(name)).write_text(GOOD[0])
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    (tmp_path / "in" / "b.txt").write_text(GOOD[1])
+    with pytest.raises(UserError, match=r"odd\?\.txt has a name that is not UTF-8"):
+        build(tmp_path / "out", [tmp_path / "in"], **plain)
+    _, manifest = build(tmp_path / "out", [tmp_path / "in"], **plain, on_error="skip")
+    assert [row["text"] for row in records(tmp_path / "out")] == [GOOD[1]]
+    assert manifest["faults"]["documents"] == 1
+    assert manifest["ignored"] == [str(tmp_path / "in" / "odd?.pdf")]
+
+
+# --- Where the corpus goes
+
+
+@pytest.mark.parametrize("name", ["documents/mine.txt", "manifest.json", "lineage.json"])
+def test_what_is_no_corpus_is_not_replaced(
+    name: str, tmp_path: Path, build: Any, plain: Any
+) -> None:
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("{}")
+    (tmp_path / "a.txt").write_text(GOOD[0])
+    with pytest.raises(UserError, match="which no corpus left there"):
+        build(tmp_path / "out", [tmp_path / "a.txt"], **plain)
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [mine]
+
+
+def test_a_corpus_is_not_made_within_its_input(tmp_path: Path, build: Any, plain: Any) -> None:
+    (tmp_path / "a.txt").write_text(GOOD[0])
+    for out in (tmp_path, tmp_path / "x" / "out"):
+        with pytest.raises(UserError, match="lies within the input"):
+            build(out, [tmp_path], **plain)
 
 
 # --- What is asked for

@@ -170,7 +170,8 @@ def test_older_chinese_files(tmp_path: Path, read: Any) -> None:
 
 
 def test_folders_and_patterns(tmp_path: Path, build: Any, plain: Any, records: Any) -> None:
-    for number, name in enumerate(["b/2.txt", "b/1.txt", "a/3.md", ".hidden/4.txt", "b/5.pdf"]):
+    files = ["b/2.txt", "b/1.txt", "a/3.md", ".hidden/4.txt", "b/5.pdf", "b/.git/x/7.txt"]
+    for number, name in enumerate(files):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_text(f"Text {number}.")
     (tmp_path / "in" / "b" / ".6.txt").write_text("Text 6.")
@@ -196,7 +197,7 @@ def test_folders_and_patterns(tmp_path: Path, build: Any, plain: Any, records: A
 )
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_columns(row: Any, column: str, text: str, ending: str, tmp_path: Path, read: Any) -> None:
-    path = tmp_path / f"a.{ending}"
+    path = tmp_path / f"a[1].{ending}"
     if ending == "jsonl":
         path.write_text(json.dumps(row) + "\n")
     else:
@@ -225,3 +226,16 @@ def test_a_dataset_that_is_not_there_says_how_to_bring_it(
     assert "mill-press/no-such-texts:small" in caught.value.problem
     assert "hf download mill-press/no-such-texts --repo-type dataset" in caught.value.remedy
     assert "--include 'small/*'" in caught.value.remedy and "--input DIR" in caught.value.remedy
+
+
+def test_a_dataset_is_read_in_stretches_of_rows(
+    tmp_path: Path, build: Any, plain: Any, records: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"text": [f"Row {number}." for number in range(25)]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    monkeypatch.setattr("instar.corpus.prepare.HUB_ROWS", 10)
+    build(tmp_path / "out", ["mill-press/texts"], **plain, valid_share=0)
+    assert [row["text"] for row in records(tmp_path / "out")] == rows["text"][:]
+    files = sorted((tmp_path / "out" / "documents").glob("train-*"))
+    assert [len(file.read_text().splitlines()) for file in files] == [10, 10, 5]

@@ -374,6 +374,23 @@ def test_repeats_are_counted(
         assert tokens == sum(counts["tokens"] for counts in sources.values())
 
 
+def test_repeats_do_not_stand_side_by_side(
+    tmp_path: Path, build: Any, plain: Any, texts: Any
+) -> None:
+    from instar.tokenizer.hf import Tokenizer
+
+    inputs = [{"path": str(write(tmp_path / "a.jsonl", texts("again", 60))), "weight": 3}]
+    recipe = plain | {"tokenizer": {"vocab_size": 400}, "valid_share": 0}
+    build(tmp_path / "out", inputs, **recipe)
+    tokenizer = Tokenizer.load(tmp_path / "out" / "tokenizer")
+    (path,) = (tmp_path / "out" / "shards").glob("train-*.ends.npy")
+    ids = np.load(path.with_name(path.name.replace(".ends", ""))).tolist()
+    found = [tokenizer.decode(ids[a:b]) for a, b in pairwise([0, *np.load(path).tolist()])]
+    assert len(found) == 180
+    assert len(set(found[:60])) == 60, "each once"
+    assert found[:60] == found[60:120] == found[120:], "before any comes again"
+
+
 def test_order_by_length(raw: list[Path], tmp_path: Path, build: Any) -> None:
     build(tmp_path, raw, **SMALL, tokenizer={"vocab_size": 600}, order="length")
     from instar.tokenizer.hf import Tokenizer

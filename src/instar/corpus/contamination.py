@@ -128,10 +128,11 @@ class Index:
     def find(self, words: Sequence[str]) -> str | None:
         """The name of an evaluation of which ``words`` hold an item."""
         lengths = self.lengths
-        firsts = list(zip(words, words[1:], words[2:], strict=False))
-        if lengths.keys().isdisjoint(firsts):
+        seconds, thirds = words[1:], words[2:]
+        # Never all at once: of a record of 64 MB they would be a gigabyte.
+        if lengths.keys().isdisjoint(zip(words, seconds, thirds, strict=False)):
             return None
-        for place, first in enumerate(firsts):
+        for place, first in enumerate(zip(words, seconds, thirds, strict=False)):
             for length in lengths.get(first, ()):
                 some = tuple(words[place : place + length])
                 name = self.names.get(some) or self._answered(some, words, place + length)

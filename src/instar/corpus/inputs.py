@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from annotated_types import Ge
 from pydantic import field_validator
 
 from instar.config import Config
@@ -49,7 +51,7 @@ class InputConfig(Config):
     text: str = ""
     """The column that holds the text, or a pattern of columns: `{title}\\n{paragraphs}`. By default
     the first that is there of text, content, raw_content, body, markdown and paragraphs."""
-    weight: float = 1.0
+    weight: Annotated[float, Ge(0)] = 1.0
     """How much of it to take beside the others: 2 for twice its share."""
     encoding: str = "utf-8"
     """Of text, JSON and CSV files; GB18030 for older Chinese ones."""
@@ -139,13 +141,13 @@ def find_files(path: str) -> tuple[list[Path], list[Path]]:
     Raises:
         UserError: There is nothing there, or nothing that can be read.
     """
-    named = Path(path)
-    if named.is_file():
-        if kind_of(named) is None:
+    place = Path(path)
+    if place.is_file():
+        if kind_of(place) is None:
             raise UserError(f"{path}: its name does not say how to read it", _known())
-        return [named], []
-    if named.is_dir():
-        found = sorted(p for p in named.rglob("*") if p.is_file() and not p.name.startswith("."))
+        return [place], []
+    if place.is_dir():
+        found = sorted(p for p in place.rglob("*") if p.is_file() and not _is_hidden(p, place))
     else:
         found = sorted(Path(p) for p in glob.glob(path, recursive=True) if Path(p).is_file())
         if not found and is_on_hub(path):
@@ -156,6 +158,16 @@ def find_files(path: str) -> tuple[list[Path], list[Path]]:
     if not readable:
         raise UserError(f"no file at {path} that could be read", _known())
     return readable, [p for p in found if not kind_of(p)]
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a file, or a folder on the way to it, is not meant to be seen, as `.git`."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def named(path: Path) -> str:
+    """A file for the accounts; what is not Unicode in its name becomes question marks."""
+    return str(path).encode(errors="replace").decode()
 
 
 def is_on_hub(path: str) -> bool:
@@ -225,7 +237,8 @@ def divide(sources: list[list[Surveyed]], size: int) -> list[Partition]:
         total = 0
         for file in files:
             for piece in file.pieces:
-                length = (piece.stop or file.size) - piece.start
+                # Rows of a hub dataset have no known size: each stretch of them is a partition.
+                length = (piece.stop or file.size) - piece.start if piece.kind != "hub" else size
                 if held and total + length > size:
                     close(number, held, total)
                     held, total = [], 0

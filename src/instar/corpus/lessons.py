@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from instar.corpus.accounts import MANIFEST
 from instar.data.readers import Record, read_records, write_jsonl
 from instar.data.schema import ExamItem, Message
-from instar.files import matching
+from instar.files import matching, read_json, write_json
 from instar.rollout.verifiers import clauses
 
 TITLED = "titled.jsonl"
@@ -16,6 +17,9 @@ TITLED = "titled.jsonl"
 
 EXAMS = "exams.jsonl"
 """Titles of held-out documents, to be written to in lines as long as the corpus' lines are."""
+
+MADE_OF = "lessons.json"
+"""The fingerprint of the corpus that both were made of; written last."""
 
 MOST_LESSONS = 8000
 MOST_ITEMS = 200
@@ -30,11 +34,16 @@ FORM_LENGTHS = 2
 
 
 def write_lessons(corpus: Path) -> None:
-    """Write ``titled.jsonl`` and ``exams.jsonl``; empty where documents have no titles, or no form.
+    """Write ``titled.jsonl`` and ``exams.jsonl``, unless they are there.
+
+    Both are empty where documents have no titles, the exams also where they have no form.
 
     Args:
         corpus: Directory of a corpus; its documents are read.
     """
+    fingerprint = read_json(corpus / MANIFEST)["fingerprint"]
+    if (corpus / MADE_OF).exists() and read_json(corpus / MADE_OF) == fingerprint:
+        return
     write_jsonl(corpus / TITLED, ({"messages": _turns(r)} for r in _titled(corpus, "train")))
     lengths = form(corpus)
     items: list[ExamItem] = [
@@ -48,6 +57,7 @@ def write_lessons(corpus: Path) -> None:
         for record, _ in zip(_titled(corpus, "valid"), range(MOST_ITEMS), strict=False)
     ]
     write_jsonl(corpus / EXAMS, items if lengths else [])
+    write_json(corpus / MADE_OF, fingerprint)
 
 
 def form(corpus: Path) -> list[int]:

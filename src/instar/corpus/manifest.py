@@ -12,6 +12,7 @@ import instar
 from instar.corpus.accounts import MANIFEST, SHOWN, Accounts, total
 from instar.corpus.columns import ROW_BITS, numbered
 from instar.corpus.document import Document
+from instar.corpus.inputs import named
 from instar.corpus.write import COPIES, PARTS, TOTALS
 from instar.files import read_json, write_json
 from instar.lineage import hash_file
@@ -64,7 +65,7 @@ def write_manifest(run: Run) -> None:
                 }
                 for source, files in zip(run.config.inputs, run.sources, strict=True)
             ],
-            "ignored": [str(path) for path in run.ignored],
+            "ignored": [named(path) for path in run.ignored],
             **record,
             "split": split,
             "shards": shards,

@@ -26,27 +26,39 @@ from instar.corpus.accounts import MANIFEST, total
 from instar.corpus.clean import Work, clean, hash_of
 from instar.corpus.config import CorpusConfig
 from instar.corpus.duplicates import exact_copies, near_copies, sign
-from instar.corpus.inputs import Piece, Surveyed, divide, find_files, survey
+from instar.corpus.hub import hub_rows
+from instar.corpus.inputs import Piece, Surveyed, divide, find_files, named, survey
 from instar.corpus.manifest import write_manifest
 from instar.corpus.mixing import arrange, epochs_of
-from instar.corpus.reading import Fault, hub_rows
+from instar.corpus.reading import Fault
 from instar.corpus.repeated import FILE as REPEATED
 from instar.corpus.repeated import Repeated
 from instar.corpus.steps import files_of
 from instar.corpus.workers import Workers
-from instar.corpus.write import COPIES, Copied, Shard, save_copies, write_documents, write_tokens
+from instar.corpus.write import COPIES, Shard, save_copies, write_documents, write_tokens
 from instar.data.readers import read_records
 from instar.errors import UserError
 from instar.files import atomic_directory, read_json, write_json
-from instar.lineage import Cost, Stopwatch, hash_file, hash_value, peak_rss_bytes, write_lineage
+from instar.lineage import (
+    LINEAGE,
+    Cost,
+    Stopwatch,
+    hash_file,
+    hash_value,
+    peak_rss_bytes,
+    write_lineage,
+)
 from instar.tokenizer.hf import Tokenizer
 from instar.tokenizer.learning import learn_tokenizer
 from instar.training.display import Display
 
 WORK = ".work"
 
+MADE = ("documents", "shards", "tokenizer")
+"""What is put into the directory of a corpus, in place of what such names had there."""
+
 HUB_ROWS = 50_000
-"""Rows of a hub dataset that make a partition."""
+"""Rows of a hub dataset that make a partition, whatever their size."""
 
 MAX_LENGTH = 4096
 """What a new tokenizer notes as the longest input; only other tools read it."""
@@ -108,9 +120,10 @@ def prepare(config: CorpusConfig, out: Path, workers: Workers, display: Display)
         Whether there was something to do.
 
     Raises:
-        UserError: Something cannot be read, or nothing is left.
+        UserError: Something cannot be read, nothing is left, or ``out`` holds something else.
     """
     watch = Stopwatch()
+    _check_place(config, out)
     run = _surveyed(config, out, display)
     done = out / MANIFEST
     if done.exists() and read_json(done)["fingerprint"] == run.fingerprint:
@@ -144,6 +157,25 @@ def prepare(config: CorpusConfig, out: Path, workers: Workers, display: Display)
     return True
 
 
+def _check_place(config: CorpusConfig, out: Path) -> None:
+    """Raise ``UserError`` if the corpus would replace what is not one, or become its own input."""
+    done = out / MANIFEST
+    is_corpus = (out / WORK).exists() or (done.exists() and "fingerprint" in read_json(done))
+    others = [name for name in (*MADE, MANIFEST, LINEAGE) if (out / name).exists()]
+    if others and not is_corpus:
+        raise UserError(
+            f"{out} holds {others[0]!r}, which no corpus left there",
+            "Name a new directory with --out.",
+        )
+    for source in config.inputs:
+        folder = Path(source.path)
+        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{out} lies within the input {source.path}, and would be read the next time",
+                "Name a directory outside of it with --out.",
+            )
+
+
 def _surveyed(config: CorpusConfig, out: Path, display: Display) -> Run:
     """Find and hash what there is to read."""
     if not config.inputs:
@@ -159,14 +191,17 @@ def _surveyed(config: CorpusConfig, out: Path, display: Display) -> Run:
 
     def surveyed(path: Path) -> list[Surveyed]:
         try:
+            str(path).encode()
             return [survey(path, size, keep_whole=not config.cut)]
+        except UnicodeEncodeError:
+            fault = Fault(named(path), "has a name that is not UTF-8")
         except OSError as error:
-            fault = Fault(str(path), f"cannot be read ({error.strerror})")
-            if config.on_error == "fail":
-                remedy = "Mend it, or set `on_error: skip` to have such things left out and counted"
-                raise UserError(f"{fault.place} {fault.problem}", remedy) from None
-            faults.append(fault)
-            return []
+            fault = Fault(named(path), f"cannot be read ({error.strerror})")
+        if config.on_error == "fail":
+            remedy = "Mend it, or set `on_error: skip` to have such things left out and counted"
+            raise UserError(f"{fault.place} {fault.problem}", remedy)
+        faults.append(fault)
+        return []
 
     sources: list[list[Surveyed]] = []
     with ThreadPoolExecutor() as threads:  # hashing leaves the interpreter to others
@@ -203,7 +238,8 @@ def _forget_others(run: Run) -> None:
 def _count_lines(run: Run) -> None:
     if run.config.lines and not (run.directory / REPEATED).exists():
         files = [work.path("lines") for work in run.work]
-        gone = np.array(sorted(Copied(run.directory).of), dtype=np.int64)
+        with np.load(run.directory / COPIES) as copies:
+            gone = copies["document"]
         _save(run.directory / REPEATED, Repeated.count(files, run.config.lines, gone))
 
 
@@ -285,13 +321,13 @@ def _shards(run: Run, workers: Workers, display: Display) -> None:
 
 def _publish(run: Run) -> None:
     """Put what was made in its place, under names that sort in order; nothing older stays."""
-    named = {
+    names = {
         "documents": lambda path: f"{path.suffixes[0][1:]}-{path.name.split('.')[0]}.jsonl",
         "shards": lambda path: f"{path.name[:5]}-{path.parent.name}-{path.name[6:]}",
         "tokenizer": lambda path: path.name,
     }
     patterns = {"documents": "*.jsonl", "shards": "*/*.npy", "tokenizer": "*"}
-    for name, called in named.items():
+    for name, called in names.items():
         made = sorted((run.directory / name).glob(patterns[name]))
         if made:
             with atomic_directory(run.out / name) as directory:

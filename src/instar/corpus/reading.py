@@ -10,18 +10,20 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
-from instar.corpus.document import EXTRA, Document
+from instar.corpus.document import Document
+from instar.corpus.hub import hub_rows
 from instar.corpus.inputs import InputConfig, Piece
-from instar.errors import UserError
 
 COLUMNS = ("text", "content", "raw_content", "body", "markdown", "paragraphs")
 """Where the text of a record is looked for, in this order."""
 
 READ = 1 << 16
+
+ROWS = 1024
+"""Rows of a Parquet file that are in memory at once."""
 
 LARGEST_LIST = 1 << 28
 """Bytes of the longest JSON list, which has to be read as a whole."""
@@ -76,17 +78,17 @@ def read_piece(piece: Piece, how: Reading) -> Iterator[Document | Fault]:
         yield Fault(last, f"is damaged behind this ({error})")
 
 
-def _open(piece: Piece) -> BinaryIO:
+def _open(piece: Piece) -> io.BufferedReader[Any]:
     """The unpacked bytes of a file, from where the piece begins."""
     path = Path(piece.path)
     if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.GzipFile(path))
+        return cast(Any, gzip.GzipFile(path))  # it has all that is asked of it
     if path.suffix == ".zst":
         import pyarrow
 
         packed: Any = pyarrow.input_stream(str(path), compression="zstd")
-        return cast(BinaryIO, io.BufferedReader(packed, READ))
-    stream = path.open("rb")
+        return io.BufferedReader(packed, READ)
+    stream: Any = path.open("rb", buffering=READ)
     stream.seek(piece.start)
     return stream
 
@@ -97,14 +99,15 @@ def _lines(piece: Piece, how: Reading) -> Iterator[tuple[int, str] | Fault]:
     with _open(piece) as stream:
         left = None if piece.stop is None else piece.stop - piece.start
         number = piece.line
-        first = True
+        if (
+            b"\0" in stream.peek(READ)[:READ]
+        ):  # not in the first line alone: pictures begin with one
+            raise _Unreadable("is a binary file, or in UTF-16; save text as UTF-8")
         while left is None or left > 0:
             line = stream.readline(how.largest)
             if not line:
                 return
-            if first and b"\0" in line[:READ]:
-                raise _Unreadable("is a binary file, or in UTF-16; save text as UTF-8")
-            first, size = False, len(line)
+            size = len(line)
             if size == how.largest and not line.endswith(b"\n"):
                 while line and not line.endswith(b"\n"):
                     line = stream.readline(READ)
@@ -221,20 +224,21 @@ def _table(piece: Piece, how: Reading) -> Iterator[Document | Fault]:
 
 
 def _parquet(piece: Piece, how: Reading) -> Iterator[Document | Fault]:
-    """Columns of a Parquet file, some thousand rows at a time."""
-    import daft
-    from daft.exceptions import DaftCoreException
+    """Columns of a Parquet file, some rows at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     find = _finder(how)
     number = 0
     try:
-        frame = daft.read_parquet(piece.path)
-        wanted = _wanted(frame.column_names, how.input)
-        for batch in frame.select(*wanted).to_arrow_iter():
-            for record in batch.to_pylist():
-                number += 1
-                yield find(record, f"{piece.path}, row {number}")
-    except DaftCoreException as error:
+        # Not by the column engine, which would take a name with brackets in it for a pattern.
+        with pq.ParquetFile(piece.path, buffer_size=READ) as file:
+            wanted = _wanted(file.schema_arrow.names, how.input)
+            for batch in file.iter_batches(ROWS, columns=wanted):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield find(record, f"{piece.path}, row {number}")
+    except pa.ArrowException as error:
         raise _Unreadable(f"is not Parquet, or damaged ({str(error).splitlines()[0]})") from None
 
 
@@ -301,32 +305,10 @@ def _page(data: bytes, place: str, how: Reading) -> Document | Fault:
 def _hub(piece: Piece, how: Reading) -> Iterator[Document | Fault]:
     """Rows ``start`` to ``stop`` of a dataset that the library ``datasets`` has fetched."""
     find = _finder(how)
-    rows = islice(hub_rows(piece.path), piece.start, piece.stop)
+    data = hub_rows(piece.path)
+    rows = data.select(range(piece.start, piece.stop or len(data)))
     for number, record in enumerate(rows, start=piece.start + 1):
         yield find(record, f"{piece.path}, row {number}")
-
-
-def hub_rows(path: str) -> Any:
-    """A dataset's training split, from the cache or the hub.
-
-    Raises:
-        UserError: It cannot be had.
-    """
-    name, _, subset = path.partition(":")
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(f"{path} is a hub dataset", EXTRA) from None
-    datasets.disable_progress_bars()
-    try:
-        return datasets.load_dataset(name, subset or None, split="train")
-    except Exception as error:  # the library raises many kinds, for a missing network alone
-        include = f" --include '{subset}/*'" if subset else ""
-        raise UserError(
-            f"{path} could not be had from the hub ({type(error).__name__}: {error})",
-            f"Where there is a network: `hf download {name} --repo-type dataset{include} "
-            f"--local-dir DIR`; then bring DIR here and give `--input DIR`.",
-        ) from None
 
 
 def _finder(how: Reading) -> Callable[[Any, str], Document | Fault]:
@@ -344,11 +326,15 @@ def _finder(how: Reading) -> Callable[[Any, str], Document | Fault]:
             return Fault(place, problem)
         except UnicodeDecodeError as error:
             return Fault(place, f"is not utf-8 at byte {error.start}")
+        except TypeError:
+            return Fault(place, "has an object with columns of its own where its text should be")
+        title = record.get("title")
+        title = title if isinstance(title, str) else ""
         try:
-            text.encode()
+            (text + title).encode()
         except UnicodeEncodeError:
             return Fault(place, "holds half a surrogate pair, which is no character")
-        return Document(text, place, source, title=_plain(record.get("title")))
+        return Document(text, place, source, title=title)
 
     return find
 
@@ -369,7 +355,9 @@ def _filled(pattern: str, record: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A column's value as text; lists line by line."""
+    """A column's value as text, lists line by line; ``TypeError`` where there is an object."""
+    if isinstance(value, Mapping):
+        raise TypeError
     if isinstance(value, (list, tuple)):
         return "\n".join(map(_plain, value))
     if isinstance(value, bytes):

@@ -11,8 +11,6 @@ from instar.config import Config
 from instar.corpus.document import EXTRA, Document, Step
 from instar.errors import UserError
 
-"""The remedy wherever a library for raw text is missing."""
-
 DIRECTIONS = {"simplified": "t2s", "traditional": "s2t"}
 """What OpenCC calls the two conversions."""
 

@@ -29,7 +29,8 @@ def prepare(
     """Make a corpus from raw text: clean, filter, deduplicate, decontaminate, mix, tokenize.
 
     Every document is accounted for in OUT/manifest.json; `instar data report OUT` draws it. The
-    text is in OUT/documents, the tokens in OUT/shards, which `instar pretrain` takes as `data`.
+    text is in OUT/documents, the tokens in OUT/shards, from which `instar pretrain --corpus OUT`
+    learns.
     Stopped at any moment, the same command goes on where it was.
 
     Args:

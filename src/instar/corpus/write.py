@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from instar.corpus.accounts import Accounts, Flow
 from instar.corpus.clean import Work, hash_of
-from instar.corpus.columns import numbered
+from instar.corpus.columns import number_of, numbered
 from instar.corpus.document import Document
 from instar.corpus.duplicates import Copies
 from instar.corpus.own import load_score
@@ -53,13 +53,21 @@ def save_copies(directory: Path, exact: Copies, near: Copies) -> None:
 
 
 class Copied:
-    """What ``save_copies`` wrote down."""
+    """What ``save_copies`` wrote down of one partition.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: Where it did.
+        partition: Its number.
+    """
+
+    def __init__(self, directory: Path, partition: int) -> None:
         with np.load(directory / COPIES) as file:
-            numbers = file["document"].tolist()
-            self.of = dict(zip(numbers, file["of"].tolist(), strict=True))
-            self.near = dict(zip(numbers, file["near"].tolist(), strict=True))
+            documents = file["document"]
+            ends = [number_of(partition, 0), number_of(partition + 1, 0)]
+            mine = slice(*np.searchsorted(documents, ends).tolist())
+            numbers = documents[mine].tolist()
+            self.of = dict(zip(numbers, file["of"][mine].tolist(), strict=True))
+            self.near = dict(zip(numbers, file["near"][mine].tolist(), strict=True))
 
 
 def is_held_out(hashed: int, share: float) -> bool:
@@ -81,7 +89,8 @@ def write_documents(work: Work) -> None:
     if work.is_done("documents"):
         return
     accounts = Accounts({"exact copies": Flow(), "near copies": Flow(), "lines": Flow()})
-    copied, repeated = Copied(work.directory), Repeated.load(work.directory)
+    copied = Copied(work.directory, work.partition.index)
+    repeated = Repeated.load(work.directory)
     score = load_score(work.config.score) if work.config.score else len
     keys: list[float] = []
     totals = {part: Counter[str]() for part in PARTS}
@@ -214,16 +223,26 @@ def _texts(
 def _drawn(shard: Shard, part: str) -> Iterator[tuple[str, str, int]]:
     """Text and source of the documents of a shard, each as often as the mixture says.
 
-    Held-out documents are all taken, once.
+    Held-out documents are all taken, once. Repeats come after all others: side by side, in sight of
+    each other, they would teach to copy. Only an order that is asked for keeps them together.
     """
-    for record in _records(shard, part):
-        text, source = record["text"], record["source"]
-        turns = 1
-        if part == "train":
-            whole, rest = divmod(shard.epochs[source], 1)
-            turns = int(whole) + (hash_of(text + "\0again") < rest * 2**64)
-        for turn in range(turns):
-            yield text, source, turn
+    first, left = 0, True
+    while left:
+        left = False
+        for record in _records(shard, part):
+            text, source = record["text"], record["source"]
+            turns = _turns(shard, text, source) if part == "train" else 1
+            last = turns if shard.sorted else min(first + 1, turns)
+            for turn in range(first, last):
+                yield text, source, turn
+            left = left or last < turns
+        first += 1
+
+
+def _turns(shard: Shard, text: str, source: str) -> int:
+    """How often a document is learnt; a broken number of times in so large a share of them."""
+    whole, rest = divmod(shard.epochs[source], 1)
+    return int(whole) + (hash_of(text + "\0again") < rest * 2**64)
 
 
 def _records(shard: Shard, part: str) -> Iterator[dict[str, str]]:

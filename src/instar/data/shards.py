@@ -7,6 +7,7 @@ another, and ``NAME.ends.npy``, where each document ends.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,10 @@ import numpy as np
 from instar.errors import UserError
 
 ENDS = ".ends.npy"
+
+OPEN = 128
+"""Shards that are open at once: each counts as an open file, of which a process may often have no
+more than 1,024."""
 
 
 def write_shard(directory: Path, name: str, ids: np.ndarray, ends: np.ndarray) -> None:
@@ -38,12 +43,16 @@ class Tokens:
     """The tokens of some shards as one sequence, of which only what is asked for is read.
 
     Args:
-        shards: Their arrays, in order.
+        paths: Their files, in order.
+
+    Raises:
+        UserError: One of them is damaged.
     """
 
-    def __init__(self, shards: Sequence[np.ndarray]) -> None:
-        self._shards = list(shards)
-        self._begins = np.cumsum([0, *(len(shard) for shard in shards)])
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = list(paths)
+        self._begins = np.cumsum([0, *(len(_mapped(path)) for path in paths)])
+        self._opened = lru_cache(OPEN)(_mapped)
 
     @classmethod
     def open(cls, directory: Path, part: str = "train") -> Tokens:
@@ -57,15 +66,7 @@ class Tokens:
             raise UserError(
                 f"{directory} holds no {part} shards", "`instar data prepare` writes them."
             )
-        shards = []
-        for path in paths:
-            try:
-                shards.append(np.load(path, mmap_mode="r"))
-            except (ValueError, EOFError) as error:
-                raise UserError(
-                    f"{path} is damaged ({error})", "Run `instar data prepare` again."
-                ) from None
-        return cls(shards)
+        return cls(paths)
 
     def __len__(self) -> int:
         return int(self._begins[-1])
@@ -73,10 +74,23 @@ class Tokens:
     def __getitem__(self, place: slice) -> np.ndarray:
         """The tokens of a stretch ``(stop - start,)``, which may cross from shard to shard."""
         start, stop, _ = place.indices(len(self))
+        if start >= stop:
+            return self._opened(self._paths[0])[:0]
         first = int(np.searchsorted(self._begins, start, side="right")) - 1
         pieces = []
         while start < stop:
             begin, end = self._begins[first], self._begins[first + 1]
-            pieces.append(self._shards[first][start - begin : min(stop, end) - begin])
+            shard = self._opened(self._paths[first])
+            pieces.append(shard[start - begin : min(stop, end) - begin])
             start, first = end, first + 1
         return np.concatenate(pieces) if len(pieces) != 1 else np.asarray(pieces[0])
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """A shard's ids, which are read when they are looked at."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} is damaged ({error})", "Run `instar data prepare` in a new directory."
+        ) from None

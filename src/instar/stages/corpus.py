@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from instar.config import read_config
+from instar.corpus.accounts import MANIFEST
 from instar.corpus.config import HELD_OUT, CorpusConfig
 from instar.corpus.inputs import InputConfig
-from instar.corpus.lessons import EXAMS, TITLED, write_lessons
+from instar.corpus.lessons import write_lessons
+from instar.errors import UserError
+from instar.files import read_json
 from instar.recipes import find_corpus
 from instar.stages.base import Stage, StageConfig, by_main
 from instar.training.display import Display
@@ -54,9 +57,13 @@ def run(config: OwnTextConfig, display: Display) -> Path:
 
     out = config.at(config.out)
     with Workers() as workers:
-        made = prepare(config.corpus, out, workers, display)
-    if made or not all((out / name).exists() for name in (TITLED, EXAMS)):
-        write_lessons(out)
+        prepare(config.corpus, out, workers, display)
+    if not read_json(out / MANIFEST)["split"]["valid"].get("documents"):
+        raise UserError(
+            "no document was held out, and nothing could be measured",
+            "Give more text, or a --corpus-recipe with a larger `valid_share` or a smaller `cut`.",
+        )
+    write_lessons(out)
     return out
 
 
