@@ -3,8 +3,8 @@
     python benchmarks/corpus.py --data DIR
 
 DIR holds `tang/*.json`, `wikitext-2/*.txt`, `tinyshakespeare.txt` and `c4_demo.jsonl`. Two things
-are timed, as commands in a process of their own: near-duplicate removal alone on the Tang poems
-(recipe `plain`), and all steps on all of it (recipe `books`, without the tokenizer). What a step
+are timed, as commands in a process of their own: near-duplicate removal alone on the Tang poems,
+and all steps on all of it (recipe `books`, without the tokenizer). What a step
 costs by itself is measured by `benchmarks/clean.py`.
 """
 
@@ -25,6 +25,12 @@ from instar.files import read_json
 from instar.lineage import LINEAGE
 
 PHASES = ("clean", "sign", "copies", "lines", "documents")
+
+NEAR_ONLY = """\
+steps: {repair: null, language: null, personal: null, quality: null, contamination: null}
+lines: null
+tokenizer: null
+"""
 
 ALL_STEPS = """\
 steps: {quality: {preset: books}}
@@ -54,9 +60,14 @@ def main() -> None:
     everything = [*poems, data / "wikitext-2", data / "tinyshakespeare.txt", data / "c4_demo.jsonl"]
     table = Table("what", "MB", "seconds, median", "from", "to", "MB/s", *PHASES)
     with tempfile.TemporaryDirectory() as place:
-        steps = Path(place) / "all.yaml"
-        steps.write_text(ALL_STEPS, encoding="utf-8")
-        cases = [("near copies of poems", "plain", poems), ("all steps", str(steps), everything)]
+        recipes = []
+        for name, text in (("near.yaml", NEAR_ONLY), ("all.yaml", ALL_STEPS)):
+            (Path(place) / name).write_text(text, encoding="utf-8")
+            recipes.append(str(Path(place) / name))
+        cases = [
+            ("near copies of poems", recipes[0], poems),
+            ("all steps", recipes[1], everything),
+        ]
         rounds = [
             [run(recipe, inputs, Path(place) / f"{turn} {name}") for name, recipe, inputs in cases]
             for turn in range(arguments.rounds)

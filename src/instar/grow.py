@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from instar.config import Config, read_config, read_yaml
-from instar.corpus.lessons import TITLED
+from instar.corpus.lessons import EXAMS, TITLED
 from instar.distributed import is_main, launched, on_main
 from instar.errors import UserError
 from instar.evaluation.examine import ExamConfig, Examiner
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     arguments = tyro.cli(Arguments, args=argv, prog="instar grow", description=description)
     life, run, configs = read_life(arguments.recipe, arguments.out)
     if arguments.corpus:
-        own = own_text(arguments.corpus, arguments.corpus_recipe, run)
+        own = own_text(arguments.corpus, arguments.corpus_recipe, run, configs.get("data"))
         life, configs = on_own_text(life, configs, own)
     names = choose(life.stages, arguments)
     with launched(), Display() as display:
@@ -110,7 +110,9 @@ def on_own_text(
             data = [*config.data, Path("{run}/corpus") / TITLED]
             stages[name] = config.model_copy(update={"data": data})
     exams = ExamConfig.parse(_instead(life.exams.model_dump()), "exams")
-    exams = exams.model_copy(update={"max_new_tokens": max(exams.max_new_tokens, REPLY_TOKENS)})
+    asked = {"own": Path("{run}/corpus") / EXAMS}
+    longest = {"max_new_tokens": max(exams.max_new_tokens, REPLY_TOKENS)}
+    exams = exams.model_copy(update=asked | longest)
     life = life.model_copy(update={"stages": ["corpus", *life.stages], "exams": exams})
     return life, {"corpus": own, **stages}
 

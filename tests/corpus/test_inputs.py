@@ -211,7 +211,7 @@ def test_a_record_without_a_text_is_empty_and_no_fault(
     (tmp_path / "a.jsonl").write_text('{"text": null}\n{"text": ""}\n{"text": "a b"}\n')
     _, manifest = build(tmp_path / "out", [tmp_path / "a.jsonl"], **plain)
     assert [row["text"] for row in records(tmp_path / "out")] == ["a b"]
-    assert manifest["flows"]["read"]["drops"]["empty"]["documents"] == 2
+    assert manifest["flows"]["read"]["drops"]["no text"]["documents"] == 2
 
 
 def test_a_dataset_that_is_not_there_says_how_to_bring_it(

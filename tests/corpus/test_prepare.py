@@ -93,7 +93,7 @@ def test_all_that_came_in_went_out_or_was_dropped(
     sources = Counter(record["source"] for record in kept)
     assert sources.keys() == {"one", "two.jsonl"}
     dropped = {rule for flow in flows.values() for rule in flow["drops"]}
-    assert {"empty", "too few words", "a copy", "a near copy"} <= dropped
+    assert {"no text", "too few words", "a copy", "a near copy"} <= dropped
     assert "holds an item of the primer's exams" in dropped
     assert flows["lines"]["counts"]["documents with such lines"] >= 20
 

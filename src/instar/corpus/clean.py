@@ -142,7 +142,7 @@ def _read(work: Work, accounts: Accounts) -> Iterator[Document]:
                 flow.passed(len(found.text), len(found.text))
                 yield found
             else:
-                flow.dropped("empty", found, len(found.text))
+                flow.dropped("no text", found, len(found.text))
 
 
 def _passes(document: Document, steps: Sequence[Step], accounts: Accounts) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,9 @@ TEXT = pa.schema(
 
 LINES = pa.schema([("line", pa.uint64()), ("document", pa.int64())])
 """A line's hash, and a document that holds it."""
+
+ROWS_AT_ONCE = 1 << 23
+"""About so many numbers are brought together at once, whatever the corpus' size."""
 
 ROW_BITS = 32
 """A document's number is its partition's, times two to this power, plus its row."""
@@ -104,6 +108,17 @@ def numbered(
     for table in row_groups(path, columns):
         yield np.arange(number, number + len(table)), table
         number += len(table)
+
+
+def turns(files: Sequence[Path]) -> int:
+    """In how many turns the rows of some files are brought together, a share of them in each.
+
+    On one machine as many as keep memory bounded, each at the cost of reading the files again; a
+    cluster has room for all.
+    """
+    if os.environ.get("DAFT_RUNNER") == "ray":
+        return 1
+    return -(-sum(pq.read_metadata(file).num_rows for file in files) // ROWS_AT_ONCE)
 
 
 def row_groups(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

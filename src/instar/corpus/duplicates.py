@@ -8,21 +8,20 @@ only documents that meet another are looked at here.
 from __future__ import annotations
 
 import zlib
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from instar.corpus.clean import Work, hash_of
-from instar.corpus.columns import Writer, numbered
+from instar.corpus.columns import Writer, numbered, turns
 from instar.corpus.config import NearConfig
 
-ROWS_AT_ONCE = 1 << 23
-"""About so many numbers are brought together at once, whatever the corpus' size."""
+MOST_RIVALS = 100
+"""A document is compared with so many others at most, those first that share most bands."""
 
 BATCH = 4096
 """Documents that one core signs at a time."""
@@ -133,8 +132,7 @@ def meetings(files: Sequence[Path], column: str) -> Iterator[tuple[np.ndarray, n
     import daft
     from daft import col, lit
 
-    rows = sum(pq.read_metadata(file).num_rows for file in files)
-    passes = -(-rows // ROWS_AT_ONCE)
+    passes = turns(files)
     for turn in range(passes):
         frame = daft.read_parquet([str(file) for file in files]).select("document", column)
         frame = frame.where(f"{column} % {passes} = {turn}") if passes > 1 else frame
@@ -177,40 +175,66 @@ def near_copies(
         gone: Exact copies, which are not looked at again.
         progress: Told how many partitions are done.
     """
-    bands_of: defaultdict[int, list[int]] = defaultdict(list)
-    for documents, bands in meetings(_files(directory, "bands", partitions), "band"):
-        for document, band in zip(documents.tolist(), bands.tolist(), strict=True):
-            if document not in gone:
-                bands_of[document].append(band)
+    met = _Met(meetings(_files(directory, "bands", partitions), "band"), gone)
     kept: dict[int, np.ndarray] = {}
     kept_in: defaultdict[int, list[int]] = defaultdict(list)
     copies: Copies = {}
     for partition, file in enumerate(_files(directory, "clean", partitions)):
-        for document, words in _words(file, partition, bands_of.keys()):
+        for document, words in _words(file, partition, met.documents):
+            bands = met.bands_of(document)
             mine = shingles(words, near.ngram)
-            rivals = sorted({other for band in bands_of[document] for other in kept_in[band]})
-            like = next((r for r in rivals if _alike(mine, kept[r], near.threshold)), None)
+            # Those that share most bands are the likeliest; pages of one template all share some.
+            rivals = Counter(other for band in bands for other in kept_in[band])
+            tried = (rival for rival, _ in rivals.most_common(MOST_RIVALS))
+            like = next((r for r in tried if _alike(mine, kept[r], near.threshold)), None)
             if like is not None:
                 copies[document] = like
                 continue
             kept[document] = mine
-            for band in bands_of[document]:
+            for band in bands:
                 kept_in[band].append(document)
         progress(partition + 1, partitions)
     return copies
+
+
+class _Met:
+    """Documents that share a band with another.
+
+    Args:
+        meetings: Their numbers and bands, as ``meetings`` gives them.
+        gone: Documents that are left out.
+
+    Attributes:
+        documents: Their numbers ``(N,)``, ascending.
+    """
+
+    def __init__(self, meetings: Iterable[tuple[np.ndarray, np.ndarray]], gone: Copies) -> None:
+        left_out = np.array(sorted(gone), dtype=np.int64)
+        parts = [(d[stay], b[stay]) for d, b in meetings for stay in [~np.isin(d, left_out)]]
+        numbers = np.concatenate([d for d, _ in parts] or [np.zeros(0, np.int64)])
+        bands = np.concatenate([b for _, b in parts] or [np.zeros(0, np.uint64)])
+        order = np.lexsort((bands, numbers))
+        self._bands = bands[order]
+        self.documents, self._begins = np.unique(numbers[order], return_index=True)
+        self._ends = np.append(self._begins[1:], len(bands))
+
+    def bands_of(self, document: int) -> list[int]:
+        """The bands that a document shares with others."""
+        place = int(np.searchsorted(self.documents, document))
+        return self._bands[self._begins[place] : self._ends[place]].tolist()
 
 
 def _files(directory: Path, phase: str, partitions: int) -> list[Path]:
     return [directory / phase / f"{index:05d}.parquet" for index in range(partitions)]
 
 
-def _words(file: Path, partition: int, wanted: Collection[int]) -> Iterator[tuple[int, str]]:
+def _words(file: Path, partition: int, wanted: np.ndarray) -> Iterator[tuple[int, str]]:
     """Number and words of each document of a partition that is wanted."""
     import daft
     from daft import col
 
     for documents, table in numbered(file, partition, ["text"]):
-        mask = np.array([number in wanted for number in documents.tolist()])
+        mask = np.isin(documents, wanted)
         if mask.any():
             frame = daft.from_arrow(table.filter(pa.array(mask)))
             words = frame.select(words_of(col("text")).alias("words")).to_pydict()["words"]

@@ -264,17 +264,15 @@ def _warc(piece: Piece, how: Reading) -> Iterator[Document | Fault]:
             place = f"{piece.path}, {address}"
             kind = record.http_content_type or record.headers.get("Content-Type") or ""
             is_text = record.record_type == WarcRecordType.conversion  # WET: text already
-            if not (is_text or "html" in kind or record.http_content_type is None):
-                continue
-            if record.content_length > how.largest:
+            if not (is_text or "html" in kind):
+                yield Document("", place, how.input.called())  # a picture, a style: no text
+            elif record.content_length > how.largest:
                 yield Fault(place, "is longer than largest_record_mb")
-                continue
-            data = record.reader.read()
-            if len(data) < record.content_length:
+            elif len(data := record.reader.read()) < record.content_length:
                 yield Fault(place, "is cut off; is the file whole?")
             elif is_text:
                 yield Document(data.decode("utf-8", "replace"), place, how.input.called())
-            elif "html" in kind:
+            else:
                 yield _page(data, place, how)
     if not seen:
         raise _Unreadable("holds no page; is it a WARC file, and whole?")

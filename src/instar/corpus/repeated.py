@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from instar.corpus.clean import hash_of
+from instar.corpus.columns import turns
 from instar.corpus.config import LinesConfig
 
 FILE = "repeated.npy"
-
-LINES_AT_ONCE = 1 << 23
-"""About so many lines are counted at once, whatever the corpus' size."""
 
 
 class Repeated:
@@ -42,8 +39,7 @@ class Repeated:
         import daft
         from daft import col, lit
 
-        rows = sum(pq.read_metadata(file).num_rows for file in files)
-        passes = -(-rows // LINES_AT_ONCE)
+        passes = turns(files)
         found = [np.zeros((0, 2), dtype=np.uint64)]
         for turn in range(passes):
             frame = daft.read_parquet([str(file) for file in files])

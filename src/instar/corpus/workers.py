@@ -37,7 +37,7 @@ class Workers:
         self._pool: ProcessPoolExecutor | None = None
         if runner == "local":
             # Unasked, the column engine would look for a cluster, at the cost of loading Ray.
-            os.environ.setdefault("DAFT_RUNNER", "native")
+            os.environ["DAFT_RUNNER"] = "native"
         self._ray: Any = _connected(runner, count) if runner != "local" else None
 
     def __enter__(self) -> Workers:
@@ -99,8 +99,8 @@ class Workers:
         ray = self._ray
         # Within a task, columns are worked on where they are, not spread once more.
         here = {"env_vars": {"DAFT_RUNNER": "native"}}
-        task = ray.remote(function).options(runtime_env=here)
-        waiting = [task.remote(piece) for piece in work]
+        task = ray.remote(_at_home).options(runtime_env=here)
+        waiting = [task.remote(os.getcwd(), function, piece) for piece in work]
         try:
             while waiting:
                 done, waiting = ray.wait(waiting)
@@ -111,6 +111,12 @@ class Workers:
         finally:
             for left in waiting:
                 ray.cancel(left, force=True)
+
+
+def _at_home(directory: str, function: Callable[[W], None], piece: W) -> None:
+    """Do a piece of work where relative paths mean what they mean to who asked for it."""
+    os.chdir(directory)
+    function(piece)
 
 
 def _connected(runner: str, count: int | None) -> Any:
@@ -136,9 +142,10 @@ def _connected(runner: str, count: int | None) -> Any:
             include_dashboard=False,
             configure_logging=False,
         )
-    except (ConnectionError, TimeoutError, RuntimeError) as error:
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         raise UserError(
             f"no Ray cluster answers at {address} ({error})", "Start one: `ray start --head`."
         ) from None
     daft.set_runner_ray(noop_if_initialized=True)
+    os.environ["DAFT_RUNNER"] = "ray"
     return ray

@@ -32,8 +32,8 @@ class ExamConfig(Config):
 
     exams: Path = Path("{run}/data/exams.jsonl")
     """Questions with verifiers."""
-    own: Path = Path("{run}/corpus/exams.jsonl")
-    """Questions that a user's own text gave, if there are any."""
+    own: Path | None = None
+    """Questions that a user's own text gave (`grow --corpus`)."""
     readings: Path = Path("{run}/data/readings_exam.jsonl")
     """Text for bits per byte that training neither learnt from nor was validated on."""
     train_readings: Path = Path("{run}/data/readings.jsonl")
@@ -70,7 +70,7 @@ class Examiner:
 
     def own(self) -> list[Path]:
         """The file of a user's own exams, if there is one."""
-        return [path for path in self.found(self.config.own) if path.exists()]
+        return self.found(self.config.own) if self.config.own else []
 
     def examine(self, directory: Path, against: Path | None, judge: Path | None) -> None:
         """Ask one checkpoint everything, unless that was done before.
@@ -101,7 +101,7 @@ class Examiner:
 
     def _key(self, directory: Path, *others: Path | None) -> str:
         """Changes whenever a result could."""
-        paths = [getattr(self.config, name) for name in _file_fields() if name != "own"]
+        paths = [getattr(self.config, name) for name in _file_fields()]
         files = [*self.own(), *(file for path in paths for file in self.found(path))]
         made = [read_json(d / LINEAGE)["fingerprint"] for d in (directory, *others) if d]
         settings = self.config.model_dump(mode="json")

@@ -31,9 +31,9 @@ LANGUAGES = 7
 
 PHASES = {
     "clean": "reading and cleaning",
-    "lines": "counting lines",
     "sign": "signing documents",
     "copies": "comparing documents",
+    "lines": "counting lines",
     "documents": "writing text",
     "tokenizer": "learning tokens",
     "shards": "cutting into tokens",

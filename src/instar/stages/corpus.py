@@ -13,6 +13,7 @@ from instar.errors import UserError
 from instar.files import read_json
 from instar.recipes import find_corpus
 from instar.stages.base import Stage, StageConfig, by_main
+from instar.stages.data import DataConfig
 from instar.training.display import Display
 
 INSTEAD = {
@@ -32,18 +33,24 @@ class OwnTextConfig(StageConfig):
     """What to read, and what to do with it."""
 
 
-def own_text(path: str, recipe: str, run: Path) -> OwnTextConfig:
+def own_text(path: str, recipe: str, run: Path, data: StageConfig | None = None) -> OwnTextConfig:
     """The stage that reads a user's text.
 
     Args:
         path: A file, folder, pattern or hub dataset.
         recipe: The corpus recipe that cleans it.
         run: Directory of the life.
+        data: Its data stage, whose exams the text must not hold.
 
     Raises:
         UserError: There is no such recipe.
     """
     config = read_config(CorpusConfig, find_corpus(recipe))
+    if isinstance(data, DataConfig) and config.steps.contamination:
+        exams = {"exam_seed": data.seed, "exam_items": data.primer.exam_items}
+        kept_out = config.steps.contamination.model_copy(update=exams)
+        steps = config.steps.model_copy(update={"contamination": kept_out})
+        config = config.model_copy(update={"steps": steps})
     # The life's tokenizer stage learns from conversations as well.
     inputs = [*config.inputs, InputConfig(path=path)]
     corpus = config.model_copy(update={"inputs": inputs, "tokenizer": None})
