@@ -79,7 +79,7 @@ def main() -> None:
             phases = [median(turn[case][1][phase] for turn in rounds) for phase in PHASES]
             figures = [median(spent), spent[0], spent[-1], size / median(spent), *phases]
             table.add_row(name, f"{size:.1f}", *(f"{figure:.2f}" for figure in figures))
-    Console().print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ from instar.errors import UserError
 
 W = TypeVar("W")
 
+LOADED = ["instar.corpus.clean", "instar.corpus.duplicates", "instar.corpus.write"]
+"""Modules that every worker needs."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -76,8 +79,12 @@ class Workers:
         self, function: Callable[[W], None], work: Sequence[W], progress: Progress
     ) -> None:
         if self._pool is None:
-            # Not forked: this process has threads (of the column engine), which a fork would lose.
-            context = multiprocessing.get_context("spawn")
+            # Not forked from this process: it has threads, of the column engine, that a fork would
+            # lose. A server without threads, which loads once what all need, is forked instead.
+            can_fork = "forkserver" in multiprocessing.get_all_start_methods()
+            context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
+            if can_fork:
+                context.set_forkserver_preload(LOADED)
             self._pool = ProcessPoolExecutor(self.count, mp_context=context)
         waiting = {self._pool.submit(function, piece) for piece in work}
         try:

@@ -15,7 +15,7 @@ from tokenizers import Encoding
 
 from instar.tokenizer.hf import Tokenizer
 
-BATCH_CHARACTERS = 1 << 20
+BATCH_CHARACTERS = 1 << 18
 """Text that is encoded at once: enough to keep every core busy, little enough that its memory is
 used again by the next (a call with all texts is slower)."""
 
