@@ -4,7 +4,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from instar.report.page import amount, duration, main, verdict, write_report
+from instar.report import tables
+from instar.report.page import amount, duration, main, render, verdict, write_report
 
 VOID = {"meta", "br", "link", "img", "hr"}
 
@@ -139,3 +140,15 @@ def test_durations_and_amounts():
 def test_a_small_gap_between_judges_is_no_verdict():
     close = {"gold_win_rate": 0.6, "reward_win_rate": 0.66, "gold_stderr": 0.03}
     assert "agree" in verdict("dpo_vs_sft", close | {"reward_stderr": 0.03})
+
+
+def test_a_life_on_ones_own_text_says_so(run):
+    stages = tables.read_run(run)
+    record = tables.summarise("mine", stages)
+    corpus = {
+        "inputs": [{"name": "<poems>"}],
+        "split": {"train": {"documents": 1234, "bytes": 5e6}},
+    }
+    page = render(record, stages, corpus)
+    assert "your own text" in page and "&lt;poems&gt;" in page and "1,234" in page
+    assert "your own text" not in render(record, stages)

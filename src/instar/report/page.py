@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from instar.files import write_json, write_text
+from instar.corpus.accounts import MANIFEST
+from instar.files import read_json, write_json, write_text
 from instar.report import plots, tables
+from instar.report.corpus import write_page
 from instar.report.resources import timelines
 from instar.report.tables import Record, Stage
 from instar.report.templates import amount, as_yaml, duration, template
@@ -117,16 +119,21 @@ def write_report(run: Path) -> tuple[Path, Path]:
     record = tables.summarise(run.resolve().name, stages)
     as_json, as_html = run / "report.json", run / "report.html"
     write_json(as_json, record)
-    write_text(as_html, render(record, stages))
+    own = run / "corpus"
+    manifest = read_json(own / MANIFEST) if (own / MANIFEST).exists() else {}
+    if manifest:
+        write_page(own)
+    write_text(as_html, render(record, stages, manifest))
     return as_json, as_html
 
 
-def render(record: Record, stages: Sequence[Stage]) -> str:
+def render(record: Record, stages: Sequence[Stage], corpus: Record | None = None) -> str:
     """The page.
 
     Args:
         record: The run's numbers (``tables.summarise``).
         stages: The stages that they come from.
+        corpus: The accounts of the user's own text, if the life began with one.
     """
     sat = [stage for stage in stages if stage.exams]
     spoke = [stage for stage in stages if stage.samples]
@@ -135,6 +142,7 @@ def render(record: Record, stages: Sequence[Stage]) -> str:
         stages=stages,
         names={stage.name: NAMES.get(stage.name, (stage.name, "")) for stage in stages},
         summary=summary(record),
+        corpus=corpus,
         resources=_resources(stages),
         timelines=timelines(stages),
         curves={stage.name: charts for stage in stages if (charts := _curves(stage))},
