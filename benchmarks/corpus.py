@@ -52,7 +52,7 @@ def run(recipe: str, inputs: list[Path], out: Path) -> tuple[float, dict[str, fl
 def main() -> None:
     """Time both, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="directory of the texts")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="[%(default)s]")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     data: Path = arguments.data

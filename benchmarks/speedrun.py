@@ -289,9 +289,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "recipes", nargs="*", help="YAML files of the pretrain stage [benchmarks/speedrun.yaml]"
     )
-    parser.add_argument(
-        "--text", type=Path, required=True, help="a UTF-8 text, such as Shakespeare"
-    )
+    shakespeare = Path("../shared/data/tinyshakespeare.txt")
+    parser.add_argument("--text", type=Path, default=shakespeare, help="UTF-8 [%(default)s]")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each recipe [3]")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="[all cores]")
     parser.add_argument(

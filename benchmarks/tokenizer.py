@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="directory of texts")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="[%(default)s]")
     parser.add_argument("--megabytes", type=float, default=10.0, help="[10]")
     parser.add_argument("--vocab-size", type=int, default=4096, help="[4096]")
     parser.add_argument("--rounds", type=int, default=3, help="[3]")
