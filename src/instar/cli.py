@@ -69,10 +69,12 @@ def main() -> int:
         return USER_ERROR
     keep_freed_memory()
     code = _guarded(lambda: _run(verb, rest), debug)
-    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Others may be in the middle of a message to this process: an orderly end would wait for
-        # them, and they for it.
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # After an error others may be in the middle of a message to this process: an orderly end
+        # would wait for them, and they for it. After none all is written, and gloo's threads have
+        # been seen to abort a process that takes itself apart.
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
     return code
 

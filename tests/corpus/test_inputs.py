@@ -234,7 +234,7 @@ def test_a_dataset_is_read_in_stretches_of_rows(
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_dict({"text": [f"Row {number}." for number in range(25)]})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
-    monkeypatch.setattr("instar.corpus.prepare.HUB_ROWS", 10)
+    monkeypatch.setattr("instar.corpus.run.HUB_ROWS", 10)
     build(tmp_path / "out", ["mill-press/texts"], **plain, valid_share=0)
     assert [row["text"] for row in records(tmp_path / "out")] == rows["text"][:]
     files = sorted((tmp_path / "out" / "documents").glob("train-*"))

@@ -18,7 +18,7 @@ from instar.files import read_json, write_json
 from instar.lineage import hash_file
 
 if TYPE_CHECKING:
-    from instar.corpus.prepare import Run
+    from instar.corpus.run import Run
 
 CLUSTERS = 10
 """The largest groups of copies that are shown."""
