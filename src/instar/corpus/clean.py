@@ -16,7 +16,6 @@ from instar.corpus.document import Document, Step
 from instar.corpus.inputs import Partition
 from instar.corpus.reading import Fault, Reading, read_piece
 from instar.corpus.steps import StepsConfig, files_of, make_steps
-from instar.errors import UserError
 from instar.files import read_json, write_json
 from instar.lineage import hash_file, hash_value
 
@@ -133,10 +132,7 @@ def _read(work: Work, accounts: Accounts) -> Iterator[Document]:
         for found in read_piece(piece, how):
             if isinstance(found, Fault):
                 if config.on_error == "fail":
-                    raise UserError(
-                        f"{found.place} {found.problem}",
-                        "Mend it, or set `on_error: skip` to have such things left out and counted",
-                    )
+                    raise found.refused()
                 accounts.faults.add(Document(found.problem, found.place, how.input.called()))
             elif found.text.strip():
                 flow.passed(len(found.text), len(found.text))

@@ -16,6 +16,7 @@ from typing import Any, cast
 from instar.corpus.document import Document
 from instar.corpus.hub import hub_rows
 from instar.corpus.inputs import InputConfig, Piece
+from instar.errors import UserError
 
 COLUMNS = ("text", "content", "raw_content", "body", "markdown", "paragraphs")
 """Where the text of a record is looked for, in this order."""
@@ -40,6 +41,13 @@ class Fault:
 
     place: str
     problem: str
+
+    def refused(self) -> UserError:
+        """The error that ends the work where nothing may be left out."""
+        return UserError(
+            f"{self.place} {self.problem}",
+            "Mend it, or set `on_error: skip` to have such things left out and counted",
+        )
 
 
 class _Unreadable(Exception):  # noqa: N818 - not an error of ours

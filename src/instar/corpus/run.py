@@ -97,8 +97,7 @@ def surveyed(config: CorpusConfig, out: Path, display: Display) -> Run:
         except OSError as error:
             fault = Fault(named(path), f"cannot be read ({error.strerror})")
         if config.on_error == "fail":
-            remedy = "Mend it, or set `on_error: skip` to have such things left out and counted"
-            raise UserError(f"{fault.place} {fault.problem}", remedy)
+            raise fault.refused()
         faults.append(fault)
         return []
 
