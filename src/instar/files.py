@@ -54,15 +54,22 @@ def matching(path: Path) -> list[Path]:
     return sorted(folder / found for found in glob.glob(rest, root_dir=folder))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that readers see the old text or the new, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.writing")
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield the name of a file that takes ``target``'s place when the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.writing")
     try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
+        yield beside
+        os.replace(beside, target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that readers see the old text or the new, never half of it."""
+    with atomic_file(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: object) -> None:

@@ -31,7 +31,7 @@ from instar.corpus.workers import Workers
 from instar.corpus.write import COPIES, Shard, save_copies, write_documents, write_tokens
 from instar.data.readers import read_records
 from instar.errors import UserError
-from instar.files import atomic_directory, read_json, write_json
+from instar.files import atomic_directory, atomic_file, read_json, write_json
 from instar.lineage import (
     Cost,
     Stopwatch,
@@ -114,15 +114,9 @@ def _count_lines(run: Run) -> None:
         files = [work.path("lines") for work in run.work]
         with np.load(run.directory / COPIES) as copies:
             gone = copies["document"]
-        _save(run.directory / REPEATED, Repeated.count(files, run.config.lines, gone))
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    """Write an array whole or not at all."""
-    beside = path.with_name(f".{path.name}")
-    with beside.open("wb") as stream:
-        np.save(stream, array)
-    beside.replace(path)
+        repeated = Repeated.count(files, run.config.lines, gone)
+        with atomic_file(run.directory / REPEATED) as beside, beside.open("wb") as stream:
+            np.save(stream, repeated)
 
 
 def _find_copies(run: Run, display: Display) -> None:

@@ -22,7 +22,7 @@ from instar.corpus.own import load_score
 from instar.corpus.repeated import Repeated
 from instar.data.encoding import encode_documents
 from instar.data.shards import write_shard
-from instar.files import atomic_directory, write_json
+from instar.files import atomic_directory, atomic_file, write_json
 from instar.tokenizer.hf import Tokenizer
 
 COPIES = "copies.npz"
@@ -41,15 +41,14 @@ def save_copies(directory: Path, exact: Copies, near: Copies) -> None:
     """Write down which documents are copies, and of which."""
     both = exact | near
     documents = np.array(sorted(both), dtype=np.int64)
-    beside = directory / f".{COPIES}"
-    with beside.open("wb") as stream:
+    # Half of it would be taken for all.
+    with atomic_file(directory / COPIES) as beside, beside.open("wb") as stream:
         np.savez(
             stream,
             document=documents,
             of=np.array([both[document] for document in documents.tolist()], dtype=np.int64),
             near=np.array([document in near for document in documents.tolist()], dtype=bool),
         )
-    beside.replace(directory / COPIES)  # half of it would be taken for all
 
 
 class Copied:
@@ -158,7 +157,7 @@ class Shard:
         work: Its partition (for its number and the recipe).
         tokenizer: Directory of the tokenizer.
         epochs: Source to how often each of its documents is learnt.
-        sorted: Whether the documents are those that ``order.npy`` gives to this shard.
+        sorted: Whether the documents are those that ``order/N.npy`` gives to this shard.
     """
 
     work: Work
