@@ -38,10 +38,12 @@ class Workers:
     def __init__(self, runner: str = "local", count: int | None = None) -> None:
         self.count = count or os.cpu_count() or 1
         self._pool: ProcessPoolExecutor | None = None
+        self._ray: Any = None
         if runner == "local":
             # Unasked, the column engine would look for a cluster, at the cost of loading Ray.
             os.environ["DAFT_RUNNER"] = "native"
-        self._ray: Any = _connected(runner, count) if runner != "local" else None
+        else:
+            self._ray = _connected(runner, count)
 
     def __enter__(self) -> Workers:
         return self
