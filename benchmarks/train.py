@@ -36,6 +36,7 @@ from instar.lineage import Stopwatch, environment
 from instar.machine import product_flops
 from instar.memory import keep_freed_memory
 from instar.model import CausalLM, ModelConfig
+from instar.model.hugging_face import HEADS, to_hugging_face
 from instar.model.transformer import initialize
 from instar.objectives.language import NextToken
 from instar.training.display import Display
@@ -212,8 +213,8 @@ class Theirs:
         from transformers import Qwen3Config, Qwen3ForCausalLM
 
         torch.manual_seed(0)
-        alike = shape.model.model_dump(exclude={"family", "reward_form", "rope_theta"})
-        self.model = Qwen3ForCausalLM(Qwen3Config(**alike, use_cache=False))
+        alike = to_hugging_face(shape.model, HEADS[CausalLM]) | {"use_cache": False}
+        self.model = Qwen3ForCausalLM(Qwen3Config.from_dict(alike))
         tokens = torch.from_numpy(learnable_tokens(shape.model.vocab_size).astype(np.int64))
         rows = tokens[: len(tokens) // shape.context * shape.context].view(-1, shape.context)
         self.data = [{"input_ids": row, "labels": row} for row in rows]

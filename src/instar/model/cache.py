@@ -2,10 +2,57 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
 import torch
 from torch import Tensor
 
 from instar.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from instar.model.stack import Stack
+
+
+@runtime_checkable
+class Past(Protocol):
+    """What puts keys and values of the past in front of those of new tokens."""
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values of a block that its new tokens may look at ``(B, KV, S, E)``."""
+        ...
+
+
+@runtime_checkable
+class Prefix(Protocol):
+    """Virtual tokens that stand before every sequence: keys and values without words."""
+
+    @property
+    def length(self) -> int:
+        """How many."""
+        ...
+
+    def keys_values(self, decoder: Stack) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values ``(1, KV, length, E)`` of each block, keys already rotated."""
+        ...
+
+
+class Prefixed:
+    """A past that begins with the same virtual tokens in every row.
+
+    Args:
+        pairs: What ``Prefix.keys_values`` gave.
+        cache: What else there is of a past.
+    """
+
+    def __init__(self, pairs: list[tuple[Tensor, Tensor]], cache: KVCache | None) -> None:
+        self.pairs, self.cache = pairs, cache
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The prefix, then what the cache holds, then the new tokens."""
+        if self.cache is not None:
+            keys, values = self.cache.extend(layer, keys, values)
+        first, firsts = (x.to(keys.dtype).expand(len(keys), -1, -1, -1) for x in self.pairs[layer])
+        return torch.cat((first, keys), dim=2), torch.cat((firsts, values), dim=2)
 
 
 class KVCache:
@@ -75,6 +122,11 @@ class KVCache:
     def positions(self, new: int) -> Tensor:
         """Position of each of the next ``new`` columns within its sequence ``(B, new)``."""
         columns = torch.arange(self.length, self.length + new, device=self.start.device)
+        return (columns - self.start[:, None]).clamp(min=0)
+
+    def key_positions(self, new: int) -> Tensor:
+        """The same of all columns, the next ``new`` ones included ``(B, length + new)``."""
+        columns = torch.arange(self.length + new, device=self.start.device)
         return (columns - self.start[:, None]).clamp(min=0)
 
     def visible(self, new: int) -> Tensor:

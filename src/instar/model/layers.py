@@ -1,4 +1,4 @@
-"""The parts of a block: normalisation, rotary positions, attention, feed-forward.
+"""The parts of a block: normalisation, rotary positions, attention.
 
 Shapes: B sequences, T tokens, S keys, H query heads, KV key heads, D width, E head width.
 """
@@ -16,8 +16,11 @@ from torch.nn import functional as F
 
 from instar.compilation import compilable
 from instar.model.attention import FROM_TOKENS, attend_in_blocks
-from instar.model.cache import KVCache
-from instar.model.config import ModelConfig
+from instar.model.cache import Past
+from instar.model.config import ModelConfig, RopeScaling
+from instar.model.experts import Experts
+from instar.model.feedforward import FeedForward
+from instar.model.rotary import scaled
 
 STRETCH = 64
 """Rows that compiled code sums at a time."""
@@ -70,26 +73,40 @@ class _Normalised(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         n, inverse, weight = ctx.saved_tensors
-        to_weight = (grad * n).flatten(0, -2)
-        if torch.compiler.is_compiling() and len(to_weight) % STRETCH == 0:
-            # Compiled, a sum over all rows is slow; over stretches of rows it is not.
-            to_weight = to_weight.unflatten(0, (-1, STRETCH)).sum(1, dtype=weight.dtype)
-        to_weight = to_weight.sum(0, dtype=weight.dtype)
+        to_weight = _over_rows(grad * n, weight.dtype) if ctx.needs_input_grad[1] else None
         grad = grad * weight
         along = (grad * n).mean(-1, keepdim=True)
         to_x = torch.addcmul(grad, n, along, value=-1).mul_(inverse)
         return to_x.to(ctx.dtype), to_weight, None, None
 
 
+def _over_rows(x: Float[Tensor, "... d"], dtype: torch.dtype) -> Float[Tensor, " d"]:
+    """The sum over all but the last axis."""
+    rows = x.flatten(0, -2)
+    if torch.compiler.is_compiling() and len(rows) % STRETCH == 0:
+        # Compiled, a sum over all rows is slow; over stretches of rows it is not.
+        rows = rows.unflatten(0, (-1, STRETCH)).sum(1, dtype=dtype)
+    return rows.sum(0, dtype=dtype)
+
+
 def rotary_tables(
-    positions: Int[Tensor, "b t"], head_dim: int, theta: float, dtype: torch.dtype
+    positions: Int[Tensor, "b t"],
+    head_dim: int,
+    theta: float,
+    dtype: torch.dtype,
+    scaling: RopeScaling | None = None,
 ) -> tuple[Float[Tensor, "b 1 t half"], Float[Tensor, "b 1 t half"]]:
     """Cosines and sines of the rotary angles (Su et al. 2021, arXiv:2104.09864, eq. 15)."""
     exponents = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
-    angles = positions[:, None, :, None].float() * theta**-exponents
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    frequencies = theta**-exponents
+    if scaling is None:
+        angles = positions[:, None, :, None].float() * frequencies
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+    frequencies, factor = scaled(frequencies, theta, scaling)
+    angles = positions[:, None, :, None].float() * frequencies
+    return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
 
 def rotate(
@@ -142,9 +159,13 @@ def attend(
         queries: One row a head; query heads share key heads in consecutive groups.
         keys: The keys that exist so far.
         values: Their values.
-        visible: Which keys each query may look at; plain causal order when absent.
+        visible: Which keys each query may look at; plain causal order when absent, in which the
+            last query sees every key.
     """
     if queries.is_cuda:
+        t, s = queries.shape[2], keys.shape[2]
+        if visible is None and t < s:  # the kernel's own causal order would begin at the first key
+            visible = torch.ones(1, t, s, dtype=torch.bool, device=queries.device).tril(s - t)
         mask = None if visible is None else visible[:, None]
         return F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, is_causal=visible is None, enable_gqa=True
@@ -169,13 +190,13 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        d, e = config.hidden_size, config.head_dim
+        d, e, bias = config.hidden_size, config.head_dim, config.qkv_bias
         self.layer, self.head_dim = layer, e
-        self.q_proj = nn.Linear(d, config.num_attention_heads * e, bias=False)
-        self.k_proj = nn.Linear(d, config.num_key_value_heads * e, bias=False)
-        self.v_proj = nn.Linear(d, config.num_key_value_heads * e, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * e, d, bias=False)
-        if config.family == "qwen3":
+        self.q_proj = nn.Linear(d, config.num_attention_heads * e, bias=bias)
+        self.k_proj = nn.Linear(d, config.num_key_value_heads * e, bias=bias)
+        self.v_proj = nn.Linear(d, config.num_key_value_heads * e, bias=bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * e, d, bias=config.attention_bias)
+        if config.qk_norm:
             # Normalised queries and keys keep the scores small (Henry et al. 2020, 2010.04245).
             self.q_norm = RMSNorm(e, config.rms_norm_eps)
             self.k_norm = RMSNorm(e, config.rms_norm_eps)
@@ -187,7 +208,7 @@ class Attention(nn.Module):
         x: Float[Tensor, "b t d"],
         rotary: tuple[Tensor, Tensor],
         visible: Bool[Tensor, "b t s"] | None,
-        cache: KVCache | None,
+        cache: Past | None,
     ) -> Float[Tensor, "b t d"]:
         """Mix each token with those before it."""
         heads = (-1, self.head_dim)
@@ -201,27 +222,17 @@ class Attention(nn.Module):
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
-class FeedForward(nn.Module):
-    """SwiGLU: a gated feed-forward (Shazeer 2020, arXiv:2002.05202, eq. 6)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        """Widen, gate, narrow."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
 class Block(nn.Module):
     """Attention, then feed-forward, each added to the residual stream."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer)
-        self.mlp = FeedForward(config)
+        if config.is_sparse(layer):
+            self.mlp = Experts(config)
+        else:
+            d, f = config.hidden_size, config.intermediate_size
+            self.mlp = FeedForward(d, f, config.mlp_bias)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -231,7 +242,7 @@ class Block(nn.Module):
         x: Float[Tensor, "b t d"],
         rotary: tuple[Tensor, Tensor],
         visible: Bool[Tensor, "b t s"] | None,
-        cache: KVCache | None,
+        cache: Past | None,
     ) -> Float[Tensor, "b t d"]:
         """One layer of thought."""
         x = x + self.self_attn(self.input_layernorm(x), rotary, visible, cache)

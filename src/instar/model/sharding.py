@@ -75,7 +75,7 @@ def shard(model: Headed, sharding: Sharding, mesh: DeviceMesh, dtype: torch.dtyp
     # True, and harmless: nobody writes into what `read` returns.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in model.model.layers:
+    for block in model.model.blocks:
         again = sharding != "zero2"
         fully_shard(block, mesh=mesh, reshard_after_forward=again, mp_policy=policy)
     fully_shard(model, mesh=mesh)
@@ -111,7 +111,7 @@ def reshard(module: nn.Module) -> None:
 
 def _parts(model: Headed) -> list[Any]:
     """What is gathered and spread by itself: the rest of the model first, then its blocks."""
-    return [model, *model.model.layers]
+    return [model, *model.model.blocks]
 
 
 def whole(tensor: Tensor) -> Tensor:

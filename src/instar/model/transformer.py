@@ -3,69 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from instar.model.cache import KVCache
 from instar.model.config import ModelConfig
-from instar.model.layers import Block, RMSNorm, product_dtype, rotary_tables
+from instar.model.gpt2 import GPT2Decoder
+from instar.model.layers import Block, RMSNorm, rotary_tables
+from instar.model.stack import Stack
 
 T = TypeVar("T")
 
 
-class Decoder(nn.Module):
-    """Token ids to hidden states: embedding, blocks, a last normalisation."""
+class Decoder(Stack):
+    """Rotary positions and RMSNorm: every family but GPT-2."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.recompute = False
-        """Whether the backward pass computes each block anew instead of keeping what was inside:
-        activation checkpointing (Chen et al. 2016, arXiv:1604.06174), memory for a third more work.
-        """
 
-    def forward(
-        self,
-        input_ids: Int[Tensor, "b t"],
-        positions: Int[Tensor, "b t"] | None = None,
-        segment_ids: Int[Tensor, "b t"] | None = None,
-        cache: KVCache | None = None,
-    ) -> Float[Tensor, "b t d"]:
-        """Hidden states after the last normalisation.
+    @property
+    def embeddings(self) -> nn.Embedding:
+        """The table of tokens."""
+        return self.embed_tokens
 
-        Without a cache, rows are padded on the right, so plain causal order is enough; packed
-        documents are told apart by ``segment_ids``. With a cache, rows are aligned on the right
-        and the new tokens are appended to it.
-        """
-        t = input_ids.shape[1]
-        visible: Bool[Tensor, "b t s"] | None = None
-        if cache is not None:
-            positions, visible = cache.positions(t), cache.visible(t)
-        elif segment_ids is not None:
-            same = segment_ids[:, :, None] == segment_ids[:, None, :]
-            visible = same & torch.ones(t, t, dtype=torch.bool, device=same.device).tril()
-        if positions is None:
-            positions = torch.arange(t, device=input_ids.device)[None]
-        x = self.embed_tokens(input_ids)
-        rotary = rotary_tables(
-            positions, self.config.head_dim, self.config.rope_theta, product_dtype(x)
-        )
-        recompute = self.recompute and cache is None and torch.is_grad_enabled()
-        for block in self.layers:
-            if recompute:
-                x = checkpoint(block, x, rotary, visible, None, use_reentrant=False)
-            else:
-                x = block(x, rotary, visible, cache)
-        if cache is not None:
-            cache.length += t
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers, first to last."""
+        return self.layers
+
+    def rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the positions."""
+        c = self.config
+        return rotary_tables(positions, c.head_dim, c.rope_theta, dtype, c.rope_scaling)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The last normalisation."""
         return self.norm(x)
+
+
+def decoder_of(config: ModelConfig) -> Stack:
+    """A decoder of the right family, its weights not yet set."""
+    return GPT2Decoder(config) if config.family == "gpt2" else Decoder(config)
 
 
 class Headed(nn.Module):
@@ -74,9 +58,17 @@ class Headed(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.model = Decoder(config)
+        self.model: Stack = decoder_of(config)
         self.sharding: str | None = None
         """How its weights are spread over processes, if they are (``instar.model.sharding``)."""
+        self.adapters: dict[str, Any] = {}
+        """Adapters by name, each with its method's settings (``instar.adapters``)."""
+
+    @property
+    def context(self) -> int:
+        """The longest text, in tokens: virtual ones in front of it take up their share."""
+        virtual = self.model.prefix.length if self.model.prefix is not None else 0
+        return self.config.max_position_embeddings - virtual
 
     def read(
         self,
@@ -100,8 +92,12 @@ class CausalLM(Headed):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
+        self.tie()
+
+    def tie(self) -> None:
+        """Make input and output embeddings one matrix, where they are to be."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embeddings.weight
 
     def forward(
         self,
@@ -147,11 +143,13 @@ def initialize(model: nn.Module, config: ModelConfig, generator: torch.Generator
     depth_scale = (2 * config.num_hidden_layers) ** -0.5
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.dim() < 2:
+            if name.endswith("bias"):
+                weight.zero_()
+            elif weight.dim() < 2:
                 weight.fill_(1.0)
             elif name.endswith("score.weight"):
                 weight.zero_()
             else:
-                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+                writes = name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight"))
                 std = config.initializer_range * (depth_scale if writes else 1.0)
                 weight.normal_(0.0, std, generator=generator)

@@ -42,7 +42,7 @@ def _reply_scores(model: ScoreModel, hidden: Tensor, batch: Batch) -> Tensor:
     mean = (scores * own).sum(dim=1) / length
     if form == "mean":
         return mean
-    logprobs = token_logprobs(hidden, model.model.embed_tokens.weight, batch.targets)
+    logprobs = token_logprobs(hidden, model.model.embeddings.weight, batch.targets)
     return mean + model.prior_weight * logprobs.sum(dim=1) / length
 
 

@@ -15,8 +15,7 @@ from instar.generation.engine import Engine
 from instar.generation.sampling import Sampling
 from instar.generation.stopping import Stopping
 from instar.model import CausalLM, ModelConfig
-from instar.model.layers import Block, rotary_tables
-from instar.model.transformer import Decoder
+from instar.model.transformer import decoder_of
 from instar.objectives.functional import token_logprobs
 from instar.planning.speed import Line, Speed
 from instar.tokenizer.hf import Tokenizer
@@ -106,15 +105,17 @@ def _try_block(model: ModelConfig) -> tuple[Line, Line, Line, float]:
 
     Several blocks, as far as the model has them: what one keeps must leave the cache for the next.
     """
-    blocks = nn.ModuleList(Block(model, 0) for _ in range(min(model.num_hidden_layers, DEPTH)))
+    layers = min(model.num_hidden_layers, DEPTH)
+    decoder = decoder_of(model.model_copy(update={"num_hidden_layers": layers}))
+    blocks = decoder.blocks
     points: list[list[tuple[float, float, float]]] = [[], [], []]
     chosen = []
     for rows, width in SHAPES:
         x = torch.randn(rows, width, model.hidden_size, requires_grad=True)
         positions = torch.arange(width)[None]
-        rotary = rotary_tables(positions, model.head_dim, model.rope_theta, torch.bfloat16)
+        rotary = decoder.rotary(positions, torch.bfloat16)
 
-        def forward(x: Tensor = x, rotary: tuple[Tensor, Tensor] = rotary) -> Tensor:
+        def forward(x: Tensor = x, rotary: tuple[Tensor, Tensor] | None = rotary) -> Tensor:
             for block in blocks:
                 x = block(x, rotary, None, None)
             return x
@@ -157,10 +158,12 @@ def saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> int:
 
 def _try_ends(model: ModelConfig) -> Line:
     """Seconds of the embedding and the last normalisation, forward and backward."""
-    decoder = Decoder(model.model_copy(update={"num_hidden_layers": 1}))
-    decoder.layers = nn.ModuleList()
+    tried = (256, 2048)
+    ends = {"num_hidden_layers": 1, "max_position_embeddings": max(tried)}
+    decoder = decoder_of(model.model_copy(update=ends))
+    del decoder.blocks[:]
     points = []
-    for tokens in (256, 2048):
+    for tokens in tried:
         ids = torch.randint(model.vocab_size, (1, tokens))
 
         def both(ids: Tensor = ids) -> None:
@@ -236,7 +239,7 @@ def _try_decoding(
     steps = min(12, model.max_position_embeddings // 4)
     longest = min(88, model.max_position_embeddings - steps - 1)
     for rows, width in ((8, longest // 4), (64, longest // 4), (64, longest)):
-        prompts = [[tokenizer.bos_id] * width] * rows
+        prompts = [[tokenizer.start_id] * width] * rows
         spent = []
         for engine in engines:
 

@@ -39,7 +39,7 @@ def float8_products(model: Headed) -> None:
             "newer",
             "Use auto.",
         )
-    _torchao().float8.convert_to_float8_training(model.model.layers, module_filter_fn=_fits)
+    _torchao().float8.convert_to_float8_training(model.model.blocks, module_filter_fn=_fits)
 
 
 def _fits(module: nn.Module, name: str) -> bool:
