@@ -114,6 +114,7 @@ def test_a_tokenizer_without_chat_tokens(tokenizer, tmp_path):
     config = {"eos_token": {"content": "<|endoftext|>"}, "pad_token": None}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     other = Tokenizer.load(tmp_path)
-    assert other.eos_id == other.pad_id == other.bos_id == 3
+    assert other.eos_id == other.pad_id == other.start_id == 3
+    assert other.bos_id is None and other.before == []
     with pytest.raises(UserError, match="ChatML"):
         _ = other.im_end_id

@@ -41,7 +41,8 @@ class Encoded:
     """Some documents as ids.
 
     Attributes:
-        ids: Each as ``<bos> text <eos>``, behind one another ``(N,)``.
+        ids: Each as ``<bos> text <eos>``, behind one another ``(N,)``; tokenizers like GPT-2's
+            have no ``<bos>``, and what ends one document begins the next.
         lengths: How many ids each of them has ``(documents,)``.
     """
 
@@ -74,9 +75,9 @@ def encode_documents(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[Enc
     dtype = id_type(tokenizer)
     held, lengths = list[np.ndarray](), [0]  # the last length is of a document still under way
     for parts, encoded in _encoded_ahead(_batches(texts), tokenizer):
-        size = 0
+        size, before = 0, len(tokenizer.before)
         for part, encoding in zip(parts, encoded, strict=True):
-            more = part.begins + len(encoding) + part.ends
+            more = before * part.begins + len(encoding) + part.ends
             size += more
             lengths[-1] += more
             lengths += [0] * part.ends
@@ -100,10 +101,10 @@ def _rows(
     parts: Sequence[_Part], encoded: Sequence[Encoding], tokenizer: Tokenizer
 ) -> Iterator[Sequence[int]]:
     """The ids of the parts, and what stands around the documents."""
-    bos, eos = (tokenizer.bos_id,), (tokenizer.eos_id,)
+    before, eos = tokenizer.before, (tokenizer.eos_id,)
     for part, encoding in zip(parts, encoded, strict=True):
         if part.begins:
-            yield bos
+            yield before
         yield encoding.ids
         if part.ends:
             yield eos

@@ -89,8 +89,10 @@ def _dialogues(record: Record, kind: Kind) -> list[tuple[str, list[Any]]]:
 def _rendered(record: Record, kind: Kind, tokenizer: Tokenizer) -> list[Rendered]:
     """Its tokens, and which of them are to be learnt."""
     if kind == "document":
-        ids = [tokenizer.bos_id, *tokenizer.encode(record["text"]), tokenizer.eos_id]
-        return [Rendered(ids, [False] + [True] * (len(ids) - 1))]
+        before = tokenizer.before
+        ids = [*before, *tokenizer.encode(record["text"]), tokenizer.eos_id]
+        read = max(1, len(before))
+        return [Rendered(ids, [False] * read + [True] * (len(ids) - read))]
     asks = kind == "task"
     return [render(tokenizer, turns, asks) for _, turns in _dialogues(record, kind)]
 

@@ -52,7 +52,7 @@ def bits_per_byte(
     """
     documents = [document for document in documents if document["text"]]
     nats = [0.0] * len(documents)
-    context = model.config.max_position_embeddings
+    context = model.context
     windows: list[tuple[int, list[int]]] = []
     for which, ids in enumerate(tokenizer.encode_batch([d["text"] for d in documents])):
         windows += [(which, ids[at : at + context]) for at in range(0, len(ids), context)]
@@ -61,7 +61,7 @@ def bits_per_byte(
         # Longest first: a row costs the length of the longest one of its batch.
         rows = max(1, TOKENS_A_BATCH // len(windows[-1][1]))
         batch, windows = windows[-rows:], windows[:-rows]
-        scores = _nats(model, tokenizer.bos_id, [ids for _, ids in batch])
+        scores = _nats(model, tokenizer.start_id, [ids for _, ids in batch])
         for (which, _), score in zip(batch, scores, strict=True):
             nats[which] += score
     return by_language(documents, nats)

@@ -22,10 +22,11 @@ from instar.errors import UserError
 from instar.objectives.language import batch_logprobs
 from instar.objectives.reward import reply_scores
 from instar.primer.rubric import from_record, score
-from instar.tokenizer.chat import render
+from instar.tokenizer.chat import prompt_ids
 
 if TYPE_CHECKING:
-    from instar.generation.engine import Completion, Engine
+    from instar.generation.engine import Engine
+    from instar.generation.reply import Completion
     from instar.model.transformer import CausalLM, ScoreModel
     from instar.primer.question import Question
 
@@ -131,7 +132,7 @@ def compare(
 
 def _prompt(engine: Engine, text: str) -> list[int]:
     turns: list[Message] = [{"role": "user", "content": text}]
-    return render(engine.tokenizer, turns, add_generation_prompt=True).ids
+    return prompt_ids(engine.tokenizer, turns)
 
 
 def _sample(
@@ -140,7 +141,7 @@ def _sample(
     from instar.generation.sampling import Sampling
     from instar.generation.stopping import Stopping
 
-    stopping = Stopping(frozenset({engine.tokenizer.im_end_id}), max_new_tokens=max_new_tokens)
+    stopping = Stopping(engine.tokenizer.turn_end_ids, max_new_tokens=max_new_tokens)
     return engine.generate(prompts, Sampling(temperature=1.0), stopping, seed=seed)
 
 

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, TypedDict
 
 from instar.data.schema import ExamItem, Message
 from instar.rollout.verifiers import mark
-from instar.tokenizer.chat import render
+from instar.tokenizer.chat import prompt_ids
 
 if TYPE_CHECKING:
-    from instar.generation.engine import Completion, Engine
+    from instar.generation.engine import Engine
+    from instar.generation.reply import Completion
     from instar.tokenizer.hf import Tokenizer
+
+ENDS = "ends_properly"
+"""The exam that all items are part of: whether the model ended its turn itself."""
 
 Progress = Callable[[int, int], None]
 """Called as ``progress(done, total)``."""
@@ -78,18 +82,29 @@ def run_exams(
     """
     if not items:
         return {}
+    marked = mark_all(engine, tokenizer, items, max_new_tokens, batch_size, progress)
+    tags: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for item in items:
+        tags[item["exam"]].append(item.get("tags", {}))
+    tags[ENDS] = [{"exam": item["exam"]} for item in items]
+    return {exam: summarise(marks, tags[exam]) for exam, marks in marked.items()}
+
+
+def mark_all(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    items: list[ExamItem],
+    max_new_tokens: int,
+    batch_size: int = 256,
+    progress: Progress | None = None,
+) -> dict[str, list[float]]:
+    """The mark of every item, exam by exam, in the items' order; ``run_exams`` says the rest."""
     messages = [item["messages"] for item in items]
     completions = _reply(engine, tokenizer, messages, max_new_tokens, batch_size, progress)
     marks: dict[str, list[float]] = defaultdict(list)
-    tags: dict[str, list[dict[str, str]]] = defaultdict(list)
     for item, completion in zip(items, completions, strict=True):
         marks[item["exam"]].append(mark(item, completion.text, completion.finish == "stop"))
-        tags[item["exam"]].append(item.get("tags", {}))
-    results = {exam: summarise(marks[exam], tags[exam]) for exam in marks}
-    results["ends_properly"] = summarise(
-        [float(c.finish == "stop") for c in completions], [{"exam": i["exam"]} for i in items]
-    )
-    return results
+    return {**marks, ENDS: [float(c.finish == "stop") for c in completions]}
 
 
 def summarise(marks: Sequence[float], tags: Sequence[dict[str, str]] = ()) -> ExamResult:
@@ -148,6 +163,6 @@ def _reply(
     from instar.generation.sampling import GREEDY
     from instar.generation.stopping import Stopping
 
-    prompts = [render(tokenizer, turns, add_generation_prompt=True).ids for turns in conversations]
-    stopping = Stopping(frozenset({tokenizer.im_end_id}), max_new_tokens=max_new_tokens)
+    prompts = [prompt_ids(tokenizer, turns) for turns in conversations]
+    stopping = Stopping(tokenizer.turn_end_ids, max_new_tokens=max_new_tokens)
     return engine.generate(prompts, GREEDY, stopping, batch_size=batch_size, progress=progress)

@@ -1,12 +1,14 @@
 r"""A conversation becomes token ids, and a mask that says which of them the assistant wrote.
 
-The format is ChatML: every turn is ``<|im_start|>role\ncontent<|im_end|>\n``. The same format is
-written down twice, as a Jinja template for everybody else and as ``render`` for us; a test holds
-the two equal.
+Every model has a chat format of its own, a Jinja template beside its tokenizer. Ours is ChatML:
+every turn is ``<|im_start|>role\ncontent<|im_end|>\n``. It is written down twice, as a template for
+everybody else and by hand for us, since that is faster; a test holds the two equal. Other models'
+templates are in ``turns``.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
@@ -35,6 +37,35 @@ CHAT_TEMPLATE = r"""{%- for message in messages -%}
 {%- endif -%}
 """
 
+# A tokenizer that nobody gave a template, such as GPT-2's, has no tokens for roles. So roles are
+# words here; but every turn ends with the token that ends a document (as in DialoGPT, Zhang et
+# al. 2020, arXiv:1911.00536), which no content can hold: "Assistant:" in a message opens nothing.
+# A line break before the content, not a space, because many tokenizers glue a space to the word.
+_PLAIN = r"""{{- BEFORE -}}
+{%- for message in messages -%}
+{{- message['role'] | capitalize + ':\n' -}}
+{%- if message['role'] == 'assistant' -%}
+{%- generation -%}{{- (message['content'] | trim) + END -}}{%- endgeneration -%}
+{%- else -%}
+{{- message['content'] + END -}}
+{%- endif -%}
+{{- '\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- 'Assistant:\n' -}}
+{%- endif -%}
+"""
+
+
+def plain_template(before: str, end: str) -> str:
+    r"""A chat template that needs no control token but one: ``User:\ncontent<eos>\n``.
+
+    Args:
+        before: The token that stands before every text, if there is one.
+        end: The token that ends a document.
+    """
+    return _PLAIN.replace("BEFORE", json.dumps(before)).replace("END", json.dumps(end))
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -42,8 +73,8 @@ class Rendered:
 
     Attributes:
         ids: Token ids.
-        assistant_mask: One truth value a token: it is part of a reply or the ``<|im_end|>`` that
-            closes one.
+        assistant_mask: One truth value a token: it is part of a reply or the token (such as
+            ``<|im_end|>``) that closes one.
     """
 
     ids: list[int]
@@ -53,20 +84,26 @@ class Rendered:
 def render(
     tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False
 ) -> Rendered:
-    """Turn messages into ids and the assistant's mask.
+    """Turn messages into ids and the assistant's mask, with the tokenizer's own chat template.
 
     Ids and mask equal those of transformers' ``apply_chat_template``, with one difference that is
     meant: content is encoded as plain text, so a user who types ``<|im_end|>`` cannot close the
     turn. (transformers does the same only with ``sanitize_control_tokens=True``, and then it
-    gives no mask.)
+    gives no mask.) Where the template does not mark replies, the mask covers what follows the
+    generation prompt, up to the token that closes the turn.
 
     Messages are not checked here; ``check_messages`` does that once, where data comes in.
 
     Args:
-        tokenizer: Knows ``<|im_start|>`` and ``<|im_end|>``.
+        tokenizer: Brings the chat template.
         messages: The turns, oldest first.
         add_generation_prompt: End with the opening of an assistant turn.
+
+    Raises:
+        UserError: The template refuses the messages, or does not show where replies are.
     """
+    if not tokenizer.is_our_chatml:
+        return Rendered(*tokenizer.turns.ids_and_mask(messages, add_generation_prompt))
     ids: list[int] = []
     mask: list[bool] = []
 
@@ -88,6 +125,13 @@ def render(
     if add_generation_prompt:
         add(opening)
     return Rendered(ids, mask)
+
+
+def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """The ids of a conversation that the assistant is to go on with; as ``render``, no mask."""
+    if tokenizer.is_our_chatml:
+        return render(tokenizer, messages, add_generation_prompt=True).ids
+    return tokenizer.turns.ids(messages, add_generation_prompt=True)
 
 
 def check_messages(messages: Sequence[Message], needs_reply: bool = False) -> None:

@@ -17,7 +17,10 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from instar.errors import UserError
 from instar.tokenizer.bpe import BYTE_ORDER, PATTERN, SPECIAL_TOKENS, Merges, vocabulary
-from instar.tokenizer.chat import CHAT_TEMPLATE
+from instar.tokenizer.chat import CHAT_TEMPLATE, plain_template
+from instar.tokenizer.guard import control_tokens_of
+from instar.tokenizer.reading import chat_template, control_names, generation_ends, read_files
+from instar.tokenizer.turns import Turns
 
 # The byte-level alphabet: JSON holds text, so each byte is written as one visible character.
 # Printable bytes stand for themselves; the others (controls, space, ...) are numbered from 256.
@@ -34,7 +37,8 @@ def byte_piece(byte: int) -> str:
 
 BYTE_OF_PIECE = {byte_piece(byte): bytes([byte]) for byte in range(256)}
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+DOCUMENT_ENDS = ("<eos>", "<|endoftext|>", "<|end_of_text|>")
+"""Control tokens that end a document, also where ``eos_token`` names one that ends a turn."""
 
 
 def save_tokenizer(directory: str | Path, merges: Merges, max_length: int) -> None:
@@ -99,44 +103,85 @@ class Tokenizer:
     Holds its files in memory, so that every later checkpoint can carry them along.
     """
 
-    def __init__(self, files: dict[str, bytes]) -> None:
+    def __init__(self, files: dict[str, bytes], ends: Sequence[int] = ()) -> None:
+        """Make one of what a directory held.
+
+        Args:
+            files: Content of its files by their names.
+            ends: Ids that end generation, besides those that the files name.
+        """
         text = files["tokenizer.json"].decode()
         self._files = files
-        self._config = json.loads(files["tokenizer_config.json"])
+        self._ends = frozenset(ends)
         # Two instances, because reading control tokens is a switch on the instance: one knows
         # them, the other takes them for plain text.
         self._special = RustTokenizer.from_str(text)
         self._plain = RustTokenizer.from_str(text)
         self._plain.encode_special_tokens = True
+        for rust in (self._special, self._plain):
+            rust.no_truncation()
+            rust.no_padding()
+        self._names = control_names(files)
+        self._name_controls()
+        self._template = chat_template(files)
+
+    def _name_controls(self) -> None:
+        """What the files call a control token is one, even if ``tokenizer.json`` has it as text."""
+        known = {token.content for token in self._added.values()}
+        named = dict.fromkeys(self._names.values())
+        missing = [n for n in named if n not in known and self._special.token_to_id(n) is not None]
+        if missing:
+            for rust in (self._special, self._plain):
+                rust.add_special_tokens([AddedToken(n, special=True) for n in missing])
+            del self._added
+
+    @cached_property
+    def template(self) -> str:
+        """The Jinja template of a conversation, the tokenizer's own if it has one.
+
+        Otherwise it is ChatML where its tokens exist, and words for roles where they do not.
+
+        Raises:
+            UserError: There is neither a template nor a token that ends a text.
+        """
+        if self._template is not None:
+            return self._template
+        controls = {token.content for token in self._controls.values()}
+        if {"<|im_start|>", "<|im_end|>"} <= controls:
+            return CHAT_TEMPLATE
+        before = "".join(self._controls[id].content for id in self.before)
+        return plain_template(before, self._controls[self.eos_id].content)
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
         """Read a tokenizer directory, ours or anybody's that holds a ``tokenizer.json``.
 
+        GPT-2's ``vocab.json`` with ``merges.txt`` will do, too.
+
         Raises:
             UserError: A file is missing, or cannot be understood.
         """
         directory = Path(directory)
-        for name in FILES[:2]:
-            if not (directory / name).is_file():
-                raise UserError(
-                    f"{directory / name} does not exist",
-                    "Give the directory of a tokenizer or a checkpoint;"
-                    " `instar tokenizer train` makes one.",
-                )
-        present = [name for name in FILES if (directory / name).is_file()]
         try:
-            return cls({name: (directory / name).read_bytes() for name in present})
+            return cls(read_files(directory), generation_ends(directory))
+        except UserError:
+            raise
         except Exception as error:  # the Rust library raises bare Exception
             raise UserError(
                 f"{directory} holds a broken tokenizer ({error})", "Save or download it again."
             ) from error
 
     def save(self, directory: str | Path) -> None:
-        """Write the tokenizer's files, byte for byte as they were read."""
+        """Write the tokenizer's files, byte for byte as they were read.
+
+        A chat template is added where there was none, so that others render as we do.
+        """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        for name, content in self._files.items():
+        files = dict(self._files)
+        if self._template is None and self._document_end is not None:
+            files["chat_template.jinja"] = self.template.encode()
+        for name, content in files.items():
             (directory / name).write_bytes(content)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -194,7 +239,7 @@ class Tokenizer:
 
     @cached_property
     def _is_byte_level(self) -> bool:
-        return isinstance(self._special.decoder, decoders.ByteLevel)
+        return "ByteLevel" in str(self._special.decoder)  # it may stand in a sequence
 
     @cached_property
     def _space(self) -> tuple[str, str]:
@@ -205,47 +250,120 @@ class Tokenizer:
     def _added(self) -> dict[int, AddedToken]:
         return self._special.get_added_tokens_decoder()
 
+    @cached_property
+    def _controls(self) -> dict[int, AddedToken]:
+        return control_tokens_of(self._special)
+
     @property
     def vocab_size(self) -> int:
-        """How many ids there are, control tokens included."""
-        return self._special.get_vocab_size()
+        """One more than the largest id, control tokens included."""
+        return self._size
 
-    def _id(self, *names: str) -> int:
-        """The id of the first name that is a token, or that the config gives a token to."""
+    @cached_property
+    def _size(self) -> int:
+        return max(self._special.get_vocab().values(), default=-1) + 1
+
+    def _id(self, *names: str) -> int | None:
+        """The id of the first name that the files give a token to, or that is a control token."""
         for name in names:
-            token = self._config.get(name, name)
-            token = token["content"] if isinstance(token, dict) else token
-            id = self._special.token_to_id(token) if token else None
-            if id is not None:
+            id = self._special.token_to_id(self._names.get(name, name))
+            if id in self._controls:
                 return id
-        raise UserError(
-            f"the tokenizer has no token {names[0]!r}", "Use one whose chat format is ChatML."
-        )
+        return None
 
     @cached_property
     def pad_id(self) -> int:
-        """Fills the right end of short rows; the model never learns from it."""
-        return self._id("pad_token", "eos_token")
+        """Fills the right end of short rows; the model never learns from it.
+
+        Without a token of its own it is one that ends nothing, if there is any.
+        """
+        id = self._id("pad_token", "unk_token")
+        return self.eos_id if id is None else id
 
     @cached_property
-    def bos_id(self) -> int:
-        """Begins a document."""
-        return self._id("bos_token", "eos_token")
+    def bos_id(self) -> int | None:
+        """Begins a document; None where the tokenizer has no such token.
+
+        Some models with a ChatML template name ``<|im_start|>``, which only opens turns.
+        """
+        id = self._id("bos_token")
+        return None if id == self._id("<|im_start|>") else id
 
     @cached_property
     def eos_id(self) -> int:
-        """Ends a document: ``<eos>``. A turn of a chat ends with ``im_end_id`` instead."""
-        return self._id("<eos>", "<|endoftext|>", "eos_token")
+        """Ends a document, as ``<eos>`` does; a turn of a chat may end with another token."""
+        if self._document_end is None:
+            raise UserError(
+                "the tokenizer has no token that ends a text",
+                "Name one as eos_token in its tokenizer_config.json.",
+            )
+        return self._document_end
 
     @cached_property
+    def _document_end(self) -> int | None:
+        return self._id(*DOCUMENT_ENDS, "eos_token", "</s>")
+
+    @cached_property
+    def before(self) -> list[int]:
+        """What stands before a text that begins a document; empty for GPT-2 and its like.
+
+        It is what the tokenizer's post-processor puts there, or else our own ``<bos>``.
+        """
+        encoding = self._special.encode("a", add_special_tokens=True)
+        text_at = encoding.special_tokens_mask.index(0)
+        if text_at == 0 and self.is_ours:
+            return [SPECIAL_TOKENS.index("<bos>")]
+        return encoding.ids[:text_at]
+
+    @property
+    def start_id(self) -> int:
+        """The token before a document's first one: what begins it, or ended the one before it."""
+        return self.before[-1] if self.before else self.eos_id
+
+    @cached_property
+    def is_ours(self) -> bool:
+        """Whether it has the control tokens of ``SPECIAL_TOKENS``, as all that we train."""
+        found = [self._special.token_to_id(token) for token in SPECIAL_TOKENS]
+        return found == list(range(len(SPECIAL_TOKENS)))
+
+    @cached_property
+    def is_our_chatml(self) -> bool:
+        """Whether its conversations may be rendered by hand, as ``chat.render`` does."""
+        return self.is_ours and self.template == CHAT_TEMPLATE
+
+    @cached_property
+    def turns(self) -> Turns:
+        """Renders conversations with the template, whatever it is."""
+        return Turns(self._special, self.template, self._names)
+
+    @cached_property
+    def turn_end_ids(self) -> frozenset[int]:
+        """What ends a reply in a chat.
+
+        The token with which the chat template closes a turn, the end of a document, and what
+        ``eos_token`` and the model's ``generation_config.json`` name.
+        """
+        closing = {self.im_end_id} if self.is_our_chatml else self.turns.closing_ids
+        named = self._id("eos_token")
+        return self._ends | closing | {self.eos_id} | ({named} if named is not None else set())
+
+    @property
     def im_start_id(self) -> int:
-        """Opens a turn of a chat."""
-        return self._id("<|im_start|>")
+        """Opens a turn of a chat in ChatML."""
+        return self._chatml("<|im_start|>")
 
-    @cached_property
+    @property
     def im_end_id(self) -> int:
-        """Closes a turn of a chat; generation stops here."""
-        return self._id("<|im_end|>")
+        """Closes a turn of a chat in ChatML; ``turn_end_ids`` is for every format."""
+        return self._chatml("<|im_end|>")
+
+    def _chatml(self, token: str) -> int:
+        id = self._special.token_to_id(token)
+        if id is None:
+            raise UserError(
+                f"the tokenizer has no token {token!r}", "Use one whose chat format is ChatML."
+            )
+        return id
 
 
 class StreamDecoder:

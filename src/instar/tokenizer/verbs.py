@@ -22,8 +22,9 @@ from rich.text import Text
 from instar.data.readers import read_records
 from instar.errors import UserError
 from instar.files import atomic_directory
-from instar.tokenizer.hf import FILES, Tokenizer
+from instar.tokenizer.hf import Tokenizer
 from instar.tokenizer.learning import Kind, learn_tokenizer
+from instar.tokenizer.reading import FILES
 
 BLOCK = 1 << 20  # bytes of a .txt file that are read at a time
 
