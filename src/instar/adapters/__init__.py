@@ -1,0 +1,1 @@
+"""A few new weights beside a frozen model: put in, trained, switched, melted in, given away."""

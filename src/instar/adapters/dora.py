@@ -1,0 +1,92 @@
+"""DoRA: LoRA turns each row of a matrix, a vector of its own gives the rows their lengths.
+
+Liu et al. 2024, arXiv:2402.09353.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from instar.adapters.base import frozen, put_in
+from instar.adapters.lora import LoRA, LowRankConfig, added
+from instar.adapters.slots import matrix, sizes
+from instar.adapters.tokens import put_rows_in
+from instar.model.transformer import Headed
+
+
+class DoRAConfig(LowRankConfig):
+    """DoRA; dropout leaves out inputs of A only, so that the base's product is made once."""
+
+    method: Literal["dora"] = "dora"  # type: ignore[assignment]
+    """DoRA."""
+
+    def install(self, model: Headed, name: str, generator: torch.Generator) -> None:
+        """A, B and the rows' lengths at every layer that is meant."""
+        put_rows_in(model, name, self.trainable_token_indices)
+        for path in self.places(model):
+            base = frozen(model, path)
+            delta = DoRA(base, *self.at(path), self.dropout)
+            delta.lr_ratio = self.lr_ratio
+            delta.begin(generator)
+            put_in(model, path, name, delta)
+
+    def to_peft(self) -> dict[str, Any]:
+        """PEFT's `LoraConfig` with its mark for DoRA."""
+        return super().to_peft() | {"use_dora": True}
+
+
+class DoRA(LoRA):
+    """``y = m (W + scale * B A) x / ||W + scale * B A||``, row by row (eq. 5).
+
+    The norm counts as a constant of the gradient (section 4.3).
+
+    Args:
+        base: The frozen layer.
+        rank: r.
+        scale: What the product counts.
+        dropout: Share of A's inputs that are left out while training.
+    """
+
+    def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float) -> None:
+        super().__init__(*sizes(base), rank, scale, dropout)
+        lengths = matrix(base).detach().float().norm(dim=1)
+        self.lora_magnitude_vector = nn.Parameter(lengths.clone())
+        self.lengths: Tensor
+        self.register_buffer("lengths", lengths, persistent=False)
+
+    @torch.no_grad()
+    def norms(self, base: nn.Module) -> Float[Tensor, " o"]:
+        """The length of each row of ``W + scale * B A``, without making that matrix.
+
+        ``||w + s b A||^2 = ||w||^2 + 2 s b (A w) + s^2 b (A A') b'`` for rows w of W and b of B.
+        """
+        a, b, w = self.lora_A.weight, self.lora_B.weight, matrix(base)
+        with torch.autocast(w.device.type, enabled=False):
+            across = (w @ a.to(w.dtype).mT).to(b.dtype)
+            inner = b @ (a @ a.mT)
+            change = (b * (2 * self.scale * across + self.scale**2 * inner)).sum(dim=1)
+            return (self.lengths.square() + change).sqrt()
+
+    def forward(self, x: Float[Tensor, "... i"], base: nn.Module) -> Float[Tensor, "... o"]:
+        """The direction's output, each channel brought to its length."""
+        bias = getattr(base, "bias", None)
+        y = base(x) if bias is None else base(x) - bias
+        y = added(y, F.dropout(x, self.dropout, self.training), *self.factors(), self.scale)
+        factor = self.lora_magnitude_vector / self.norms(base)
+        y = y * factor.to(y.dtype)
+        return y if bias is None else y + bias.to(y.dtype)
+
+    def melted(self, base: nn.Module) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"] | None]:
+        """``m (W + scale * B A) / ||W + scale * B A||``."""
+        weight, bias = super().melted(base)
+        factor = self.lora_magnitude_vector / self.norms(base)
+        return (weight * factor[:, None]).to(weight.dtype), bias
+
+    def stored(self) -> dict[str, Tensor]:
+        """A, B and the lengths."""
+        return super().stored() | {"lora_magnitude_vector": self.lora_magnitude_vector.detach()}

@@ -1,0 +1,297 @@
+"""Adapters are PEFT directories: written as PEFT opens them, and read strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from instar.adapters.base import (
+    ALL_LINEAR,
+    DEFAULT,
+    AdapterConfig,
+    activate,
+    learnt_parts,
+    linear_layers,
+    put_all_in,
+    remove,
+    slots,
+)
+from instar.adapters.methods import described, understood
+from instar.adapters.peft_fields import outer_path
+from instar.adapters.slots import Adapted, Part, Slot, Whole, take
+from instar.adapters.tokens import TokenSlot
+from instar.errors import UserError
+from instar.files import read_json, write_json
+from instar.hub import located
+from instar.lineage import hash_file, hash_value
+from instar.model import ScoreModel
+from instar.model.config import RewardForm
+from instar.model.sharding import stored
+from instar.model.transformer import Headed
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+BASE = "base.json"
+"""Ours: which weights the adapter was learnt on, and how a reward is made of its scores."""
+
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of a model's parts."""
+
+HEAD = f"{PREFIX}score."
+"""The same of a reward model's head."""
+
+SCORES = "SEQ_CLS"
+"""PEFT's name of what a score model does."""
+
+PEFT_VERSION = "0.17.0"
+"""The version whose words we write; PEFT asks for none, but tells readers of it."""
+
+
+def save_adapter(
+    model: Headed,
+    name: str,
+    directory: Path,
+    base: Path,
+    tensors: dict[str, Tensor] | None = None,
+) -> None:
+    """Write an adapter as PEFT does; what PEFT has no word for is readable here alone.
+
+    Args:
+        model: Holds it.
+        name: The adapter.
+        directory: Gets ``adapter_config.json``, ``adapter_model.safetensors`` and ``base.json``.
+        base: Where the base lies.
+        tensors: What ``tensors_of(model, name)`` gave, where others had to take part in it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = tensors_of(model, name) if tensors is None else tensors
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    values = _record(model, name)
+    # Whole, so that it is found from anywhere; names on the hub stay what they are.
+    named = base.resolve() if base.exists() else base
+    write_json(directory / CONFIG, values | {"base_model_name_or_path": str(named)})
+    facts: dict[str, Any] = {"weights": weights_hash(base)}
+    if isinstance(model, ScoreModel):
+        facts["reward_form"] = model.config.reward_form
+    write_json(directory / BASE, facts)
+
+
+def tensors_of(model: Headed, name: str) -> dict[str, Tensor]:
+    """An adapter's tensors as files name them: whole, contiguous, on the CPU.
+
+    All ranks of a sharded model must ask; rank 0 is told.
+    """
+    return {
+        key: stored(tensor).contiguous()
+        for prefix, part in _parts(model, name).items()
+        for key, tensor in _named(prefix, _stored(part)).items()
+    }
+
+
+def _parts(model: Headed, name: str) -> dict[str, torch.nn.Module]:
+    """The modules of an adapter, by what stands before their tensors' names in files."""
+    around = slots(model)
+    parts = learnt_parts(model, name)
+    return {_prefix(model, path, around[path]): part for path, part in parts.items()}
+
+
+def _prefix(model: Headed, path: str, slot: Slot) -> str:
+    """What stands beside no part of the model, such as a prompt, has no path in PEFT either."""
+    beside = isinstance(slot, (Adapted, TokenSlot, Whole))
+    return f"{PREFIX}{outer_path(model, path)}." if beside else ""
+
+
+def _stored(part: torch.nn.Module) -> dict[str, Tensor]:
+    if isinstance(part, Part):
+        return part.stored()
+    return {name: weight.detach() for name, weight in part.named_parameters()}
+
+
+def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _record(model: Headed, name: str) -> dict[str, Any]:
+    """``adapter_config.json``, but for the base."""
+    config: AdapterConfig = model.adapters[name]
+    values = described(config)
+    scores = isinstance(model, ScoreModel)
+    values["task_type"] = SCORES if scores else "CAUSAL_LM"
+    if "peft_type" not in values:
+        return values
+    values |= config.learnt_settings(model, name)
+    values |= {"inference_mode": True, "peft_version": PEFT_VERSION}
+    if scores:
+        values["modules_to_save"] = [*(values.get("modules_to_save") or []), "score"]
+    if isinstance(values.get("target_modules"), str):
+        values |= _spelled_out(model, name, values)
+    if "target_modules" in values:
+        # Whether the layers' weights lie transposed, as GPT-2's do.
+        values["fan_in_fan_out"] = model.config.family == "gpt2"
+    return values
+
+
+def _spelled_out(model: Headed, name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Layers by their names: what `all-linear` and patterns mean depends on who reads them."""
+    around = slots(model)
+    paths = [path for path in learnt_parts(model, name) if isinstance(around[path], Adapted)]
+    if values["target_modules"] == ALL_LINEAR and len(paths) == len(linear_layers(model)):
+        return {"target_modules": sorted({path.rpartition(".")[2] for path in paths})}
+    spelled = [outer_path(model, path) for path in paths]
+    return {"target_modules": spelled, "layers_to_transform": None}
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter."""
+    return (directory / CONFIG).exists()
+
+
+def load_adapter(
+    model: Headed, directory: Path, name: str = DEFAULT, base: Path | None = None
+) -> AdapterConfig:
+    """Put an adapter into a model, and let it speak.
+
+    Args:
+        model: The base; as it was, should the adapter not fit.
+        directory: Ours, or PEFT's own.
+        name: What to call it.
+        base: Where the model was read from: checked against what the adapter was learnt on.
+
+    Raises:
+        UserError: Not an adapter, one of a kind that is not known, or one for another base.
+    """
+    values = read_record(directory)
+    if values.get("task_type") == SCORES and not isinstance(model, ScoreModel):
+        raise UserError(
+            f"{directory} is the adapter of a reward model, and this is a language model",
+            "Name an adapter of a language model.",
+        )
+    if base is not None:
+        check_base(directory, base)
+    if name in model.adapters:
+        raise UserError(f"there is an adapter {name!r} already", "Choose another name.")
+    tensors = _read_tensors(directory)
+    config = understood(values)
+    try:
+        put_all_in(model, config, name, torch.Generator().manual_seed(0))
+        if values.get("task_type") != SCORES:  # a reward model may begin as a language model
+            tensors |= {k: w for k, w in tensors_of(model, name).items() if k.startswith(HEAD)}
+        _fill(model, name, tensors)
+    except (UserError, ValueError) as error:
+        remove(model, name)
+        problem = error.problem if isinstance(error, UserError) else str(error)
+        raise UserError(
+            f"{directory} does not fit this base: {problem}",
+            "Name the base that it was learnt on (--base).",
+        ) from None
+    activate(model, name)
+    return config
+
+
+def _fill(model: Headed, name: str, tensors: dict[str, Tensor]) -> None:
+    """Every tensor has its place, and every place its tensor; ``ValueError`` otherwise."""
+    left = dict(tensors)
+    for prefix, part in _parts(model, name).items():
+        within = [key for key in left if key.startswith(prefix)] if prefix else _bare(left)
+        own = {key.removeprefix(prefix): left.pop(key) for key in within}
+        try:
+            if isinstance(part, Part):
+                part.fill(own)
+            else:
+                with torch.no_grad():
+                    take(dict(part.named_parameters()), own)
+        except ValueError as error:
+            raise ValueError(f"{prefix}{error}") from None
+    if left:
+        raise ValueError(f"{min(left)} has no place here")
+
+
+def _bare(tensors: Iterable[str]) -> list[str]:
+    """The names of tensors that belong to no part of the model."""
+    return [key for key in tensors if not key.startswith(PREFIX)]
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """``adapter_config.json``; ``UserError`` where there is none."""
+    if not is_adapter(directory):
+        raise UserError(f"{directory} is no adapter: it has no {CONFIG}", "Name another directory.")
+    values = read_json(directory / CONFIG)
+    if not isinstance(values, dict):
+        raise UserError(f"{directory / CONFIG} does not hold an object", "Write it again.")
+    return values
+
+
+def _read_tensors(directory: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(directory / WEIGHTS)
+    except FileNotFoundError:
+        raise UserError(
+            f"{directory} has no {WEIGHTS}", "Save it with PEFT's safe_serialization."
+        ) from None
+    except SafetensorError as error:
+        raise UserError(f"{directory / WEIGHTS} is damaged ({error})", "Write it again.") from None
+
+
+def weights_hash(base: Path) -> str | None:
+    """A hash of a base's weights; none where they do not lie in a directory here."""
+    files = sorted(base.glob("*.safetensors"))
+    return hash_value([hash_file(file) for file in files]) if files else None
+
+
+def check_base(directory: Path, base: Path) -> None:
+    """See that an adapter was learnt on these very weights, where that is written down.
+
+    Raises:
+        UserError: It was learnt on others.
+    """
+    if not (directory / BASE).exists():
+        return  # PEFT writes none
+    recorded, found = read_json(directory / BASE).get("weights"), weights_hash(base)
+    if None not in (recorded, found) and recorded != found:
+        raise UserError(
+            f"{directory} was learnt on other weights than those in {base}",
+            "Name the base that it was learnt on (--base).",
+        )
+
+
+def base_of(directory: Path) -> Path:
+    """Where an adapter's base lies: as it is written, beside the adapter, or on the hub.
+
+    Raises:
+        UserError: In none of these places.
+    """
+    written = read_record(directory).get("base_model_name_or_path")
+    if not written:
+        raise UserError(f"{directory} names no base", "Say where the base lies (--base).")
+    # A life that was moved still has its base beside the adapter, under the same name.
+    for place in (Path(written), directory / written, directory.parent / Path(written).name):
+        if (place / "config.json").exists():
+            return place
+    try:
+        return located(Path(written))
+    except UserError as error:
+        raise UserError(
+            f"{directory}: its base {written} is not there ({error.problem})",
+            "Say where the base lies (--base).",
+        ) from None
+
+
+def reward_form(directory: Path) -> RewardForm:
+    """How the reward model that an adapter belongs to makes a reward of its scores."""
+    facts = read_json(directory / BASE) if (directory / BASE).exists() else {}
+    return facts.get("reward_form", "last")
+
+
+def holds_scores(directory: Path) -> bool:
+    """Whether a directory holds a reward model or a critic, or an adapter of one."""
+    if is_adapter(directory):
+        return read_record(directory).get("task_type") == SCORES
+    path = directory / "config.json"
+    heads = read_json(path).get("architectures") if path.exists() else None
+    return bool(heads) and heads[0].endswith("ForSequenceClassification")
