@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import tyro
 
+from instar.adapters.opening import holds_model
 from instar.config import Config, read_config, read_yaml
 from instar.corpus.lessons import EXAMS, TITLED
 from instar.distributed import is_main, launched, on_main
 from instar.errors import UserError
 from instar.evaluation.examine import ExamConfig, Examiner
 from instar.recipes import find, known
-from instar.stages.base import StageConfig
+from instar.stages.config import StageConfig
 from instar.stages.corpus import INSTEAD, OwnTextConfig, own_text
 from instar.stages.registry import STAGES
 from instar.stages.sft import SFTConfig
@@ -203,7 +204,7 @@ def _grow(
 
 def _examine(examiner: Examiner, out: Path, against: Path | None, judge: Path | None) -> str:
     """Ask what there is to ask; returns the summary."""
-    if (out / "config.json").exists():
+    if holds_model(out):
         ready = against and judge and against.is_dir() and judge.is_dir()
         examiner.examine(out, against if ready else None, judge if ready else None)
     return summary(out)

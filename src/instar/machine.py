@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -96,3 +97,22 @@ def _path() -> Path:
     """Where answers are kept."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "instar" / "machine.json"
+
+
+@functools.cache
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bfloat16 faster than float32.
+
+    A GPU is asked; a processor is asked too, and believed unless its products, measured once,
+    clearly say otherwise: not every kind of hardware support is known by name.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    told = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+    def speeds() -> dict[str, float]:
+        formats = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+        return {name: product_flops(dtype, device) for name, dtype in formats.items()}
+
+    return fastest("products", speeds, "bfloat16" if told else "float32") == "bfloat16"

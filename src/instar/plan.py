@@ -29,7 +29,7 @@ from instar.planning.thumb import rules
 from instar.planning.trial import Trial
 from instar.planning.workload import Workload
 from instar.recipes import known
-from instar.stages.base import StageConfig
+from instar.stages.config import StageConfig
 from instar.stages.data import DataConfig
 from instar.stages.registry import STAGES
 from instar.stages.tokenizer import TokenizerConfig

@@ -27,14 +27,14 @@ from instar.errors import UserError
 from instar.machine import product_flops
 from instar.model import layers
 from instar.objectives import functional
-from instar.stages.base import Job, TrainedStageConfig, prepared
+from instar.stages.base import Job, learners, prepared
+from instar.stages.config import TrainedStageConfig
 from instar.stages.registry import STAGES
 from instar.stages.verb import read
 from instar.training.interrupt import Interruptible
 from instar.training.loop import TrainingConfig, fit
 from instar.training.meter import Meter
 from instar.training.optimizer import Optimizers
-from instar.training.parallel import Learner
 from instar.training.precision import resolve
 from instar.training.state import Progress
 
@@ -183,8 +183,7 @@ def measure(
         trace: File to write a trace to that chrome://tracing and Perfetto show.
     """
     device = default_device()
-    learner = Learner(prepared(job.objective.to(device), training), training.parallel)
-    optimizers = Optimizers(learner.objective, training.optimizer)
+    learner, optimizers = learners(prepared(job.objective.to(device), training), training)
     progress, meter = Progress(), Meter()
 
     def run(source: Source, until: int) -> None:

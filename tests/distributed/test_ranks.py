@@ -190,6 +190,25 @@ def test_two_ranks_learn_what_one_learns(grown: Life, stage: str, parallel: str)
     assert largest_difference(one, two) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("parallel", "ties"), [("ddp", {"l2_sp": 3.0, "ewc": 2.0}), ("zero3", {})], ids=["ddp", "zero3"]
+)
+def test_two_ranks_are_held_as_one_is(grown: Life, parallel: str, ties: dict[str, float]) -> None:
+    """Penalties have weight one, and the average is the same, whoever computes them."""
+    recipe = grown.recipe("sft", 4, ema=0.5, parallel=parallel)
+    values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    values["keep"] = {"kl": 0.5, "interpolate": 0.5} | ties
+    values |= {"replay": ["{run}/data/readings.jsonl"], "init": str(grown.run / "sft")}
+    held = grown.run / "held.yaml"
+    held.write_text(yaml.safe_dump(values), encoding="utf-8")
+    grown.recipe = lambda *_, **__: held  # type: ignore[method-assign]
+    one, two = grown.alone("sft", 4, "one"), grown.together("sft", 2, 4, "two")
+    assert largest_difference(one, two) < 1e-5
+    first, second = (load_file(out / "model.safetensors") for out in (one, two))
+    for name, weight in first.items():
+        assert torch.allclose(weight, second[name], atol=1e-6), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_ranks_over_fifty_steps(grown: Life, stage: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from instar.adapters.base import frozen_twin
 from instar.checkpoint import load_causal_lm, load_score_model
 from instar.config import override
 from instar.data.readers import write_jsonl
@@ -261,16 +262,16 @@ def test_every_pair_loss_can_be_chosen(
     life: Path, values: Values, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     init = run(values["pretrain"])
-    loaded = []
+    twins = []
 
-    def load(directory: Path) -> Any:
-        loaded.append(directory)
-        return load_causal_lm(directory)
+    def twin(policy: Any) -> Any:
+        twins.append(frozen_twin(policy))
+        return twins[-1]
 
-    monkeypatch.setattr("instar.stages.dpo.load_causal_lm", load)
+    monkeypatch.setattr("instar.stages.dpo.frozen_twin", twin)
     settings = values["dpo"] | {"init": str(init), "loss": {"method": method}}
     out = run(settings)
-    assert len(loaded) == 1 + (method in ("dpo", "ipo")), "a reference only where one is needed"
+    assert len(twins) == (method in ("dpo", "ipo")), "a reference only where one is needed"
     assert read_json(out / "lineage.json")["config"]["loss"]["method"] == method
     rows = lines(out / "metrics.jsonl")
     assert {row["split"] for row in rows} == {"train", "valid"}

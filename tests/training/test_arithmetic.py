@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from instar import machine as machine_module
 from instar.data.sources import PackedSource
 from instar.training import arithmetic, precision
 from instar.training.arithmetic import compiles
@@ -82,5 +83,5 @@ def test_a_format_is_as_fast_as_it_measures(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": told})
     speed = {torch.bfloat16: ratio, torch.float32: 1.0}
-    monkeypatch.setattr(precision, "product_flops", lambda dtype, _: speed[dtype])
+    monkeypatch.setattr(machine_module, "product_flops", lambda dtype, _: speed[dtype])
     assert precision.has_fast_bfloat16(torch.device("cpu")) is expected

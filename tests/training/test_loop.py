@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from instar.adapters.base import DEFAULT, add, learnt_parts
+from instar.adapters.lora import LoRAConfig
 from instar.data.batch import Batch
 from instar.data.packing import Row, pad_rows
 from instar.data.sources import StepSource
@@ -46,6 +48,27 @@ def gradients(model: nn.Module, micro_batches: list[Batch], clip: float = 1e9) -
     model.zero_grad(set_to_none=True)
     accumulate(Learner(NextToken(model)), micro_batches, Meter(), clip, FLOAT32)
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@torch.no_grad()
+def test_dropout_hangs_by_the_step_and_is_not_measured(make_model: Callable[..., Any]) -> None:
+    model, batch = make_model(), pad_rows(rows(3), 0)
+    add(model, LoRAConfig(rank=2, dropout=0.5))
+    for part in learnt_parts(model, DEFAULT).values():
+        part.get_parameter("lora_B.weight").fill_(0.1)
+    learner = Learner(NextToken(model))
+
+    def loss(step: int) -> float:
+        learner.prepare(step)
+        return learner(batch).total.item()
+
+    first = loss(0)
+    assert first != loss(1) and first == loss(0)
+    with learner.measuring():
+        measured = learner(batch).total
+        assert torch.equal(measured, learner(batch).total)
+    model.eval()
+    assert torch.equal(measured, NextToken(model)(batch).total)
 
 
 @pytest.mark.parametrize("cuts", [[8], [4, 4], [1] * 8, [5, 2, 1]])
@@ -246,10 +269,10 @@ def validated(
     learner = Learner(objective)
     work = WorkDirectory(tmp_path / "out", "mark")
     answers = iter(losses)
+    optimizers, file = Optimizers(objective, config.optimizer), MetricsFile(work)
     check = Validate(
-        config, lambda: {"loss": next(answers)}, learner, work, MetricsFile(work), display
+        config, lambda: {"loss": next(answers)}, learner, work, file, display, optimizers
     )
-    optimizers = Optimizers(objective, config.optimizer)
     fitted(objective, Slopes([]), optimizers, config, progress, [check], meter)
     return objective, progress, work
 

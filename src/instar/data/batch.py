@@ -44,6 +44,8 @@ class Batch:
         advantage: Advantage of each target ``(B, T)``.
         returns: What the critic should have predicted ``(B, T)``.
         weight: Weight of each target in the loss ``(B, T)``; one when absent.
+        teacher_ids: The k likeliest tokens of a frozen model at each target ``(B, T, k)``.
+        teacher_logprobs: Their log-probabilities under it ``(B, T, k)``, zero where ignored.
     """
 
     input_ids: Int[Tensor, "b t"]
@@ -56,6 +58,8 @@ class Batch:
     advantage: Float[Tensor, "b t"] | None = None
     returns: Float[Tensor, "b t"] | None = None
     weight: Float[Tensor, "b t"] | None = None
+    teacher_ids: Int[Tensor, "b t k"] | None = None
+    teacher_logprobs: Float[Tensor, "b t k"] | None = None
 
     @property
     def mask(self) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Gt
 
-from instar.checkpoint import load_score_model
+from instar.adapters.opening import load_score_model, load_tokenizer
 from instar.config import Config
 from instar.data.readers import read_all
 from instar.distributed import default_device
@@ -150,7 +150,7 @@ class Examiner:
         from instar.evaluation.ngram import NGram
 
         texts = [d["text"] for d in read_all(self.found(self.config.train_readings), ("text",))]
-        counted = NGram.fit(tokenizer.encode_batch(texts), tokenizer.vocab_size, tokenizer.bos_id)
+        counted = NGram.fit(tokenizer.encode_batch(texts), tokenizer.vocab_size, tokenizer.start_id)
         bits = counted.bits_per_byte(tokenizer, readings)
         write_json(directory / "ngram.json", {k: asdict(v) for k, v in bits.items()})
 
@@ -162,9 +162,9 @@ class Examiner:
         from instar.objectives.reward import reply_scores
 
         model = load_score_model(directory).to(default_device())
-        tokenizer = Tokenizer.load(directory)
+        tokenizer = load_tokenizer(directory)
         rows = read_all([self.at(self.config.pairs)], ("messages", "chosen", "rejected", "group"))
-        pairs = preference_pairs(rows, tokenizer, model.config.max_position_embeddings)
+        pairs = preference_pairs(rows, tokenizer, model.context)
         right: dict[str, list[float]] = defaultdict(list)
         for i in range(0, len(pairs), 32):
             batch = pad_pairs(pairs[i : i + 32], tokenizer.pad_id).to(default_device())

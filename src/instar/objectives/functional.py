@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from instar.compilation import compilable
 from instar.data.batch import IGNORE
+from instar.model.layers import product_dtype
 
 CHUNK = 1024
 """Tokens whose logits exist at the same time."""
@@ -87,27 +88,110 @@ def _logprobs_and_entropy(
     return torch.stack((logp.gather(1, targets[:, None]).squeeze(1), entropy))
 
 
+def top_logprobs(
+    hidden: Float[Tensor, "b t d"],
+    head_weight: Float[Tensor, "v d"],
+    targets: Int[Tensor, "b t"],
+    k: int,
+    chunk: int = CHUNK,
+) -> tuple[Int[Tensor, "b t k"], Float[Tensor, "b t k"]]:
+    """The likeliest tokens where a target is wanted, and their log-probabilities.
+
+    Args:
+        hidden: Last hidden states ``(B, T, D)``.
+        head_weight: Output embedding ``W (V, D)``.
+        targets: ``IGNORE`` where nothing is wanted ``(B, T)``.
+        k: How many of the likeliest tokens.
+        chunk: Tokens whose logits exist at the same time.
+
+    Returns:
+        Their ids, and log-probabilities in nats, both ``(B, T, k)``, likeliest first, zero where
+        nothing is wanted.
+    """
+
+    def top(h: Tensor, head: Tensor, _: Tensor) -> Tensor:
+        best = F.linear(h, head).float().log_softmax(dim=-1).topk(k, dim=-1)
+        # Ids travel as float32, which is exact up to 2^24.
+        return torch.cat((best.indices.float(), best.values), dim=-1).T
+
+    found = _by_chunks(top, hidden, head_weight, targets, chunk)
+    ids, logprobs = found.permute(1, 2, 0).chunk(2, dim=-1)
+    return ids.long(), logprobs
+
+
+def top_divergence(
+    hidden: Float[Tensor, "b t d"],
+    head_weight: Float[Tensor, "v d"],
+    targets: Int[Tensor, "b t"],
+    ids: Int[Tensor, "b t k"],
+    logprobs: Float[Tensor, "b t k"],
+    chunk: int = CHUNK,
+) -> Float[Tensor, "b t"]:
+    """``KL(p || q)`` of a known distribution from the model's, all but ``k`` tokens as one class.
+
+    ``sum_i p_i log(p_i / q_i)`` over the k tokens, and ``r log(r / s)`` with what p and q leave for
+    all the others, ``r = 1 - sum p_i`` and ``s = 1 - sum q_i``. Putting classes together never
+    makes a divergence larger: this is a lower bound, and exact where k is the whole vocabulary.
+
+    Args:
+        hidden: Last hidden states ``(B, T, D)`` of the model that learns.
+        head_weight: Its output embedding ``W (V, D)``.
+        targets: ``IGNORE`` where nothing is wanted ``(B, T)``.
+        ids: The k tokens ``(B, T, k)``, as ``top_logprobs`` gives them.
+        logprobs: Their log-probabilities under p ``(B, T, k)``, nats.
+        chunk: Tokens whose logits exist at the same time.
+
+    Returns:
+        Nats ``(B, T)``, zero where ignored; carries the gradient.
+    """
+    return _by_chunks(_top_divergence, hidden, head_weight, targets, chunk, ids, logprobs)[0]
+
+
+def _top_divergence(
+    hidden: Float[Tensor, "n d"],
+    head_weight: Float[Tensor, "v d"],
+    _: Int[Tensor, " n"],
+    ids: Int[Tensor, "n k"],
+    logprobs: Float[Tensor, "n k"],
+) -> Float[Tensor, "1 n"]:
+    logq = F.linear(hidden, head_weight).float().log_softmax(dim=-1)
+    divergence = (logprobs.exp() * (logprobs - logq.gather(1, ids))).sum(dim=-1)
+    if ids.shape[-1] < logq.shape[-1]:
+        # The others' share by adding them up: one minus the rest loses all digits near one.
+        log_s = logq.scatter(1, ids, -torch.inf).logsumexp(dim=-1)
+        r = (1 - logprobs.exp().sum(dim=-1)).clamp(min=0)
+        divergence = divergence + torch.xlogy(r, r) - r * log_s
+    return divergence[None]
+
+
 def _by_chunks(
-    quantities: Callable[[Tensor, Tensor, Tensor], Tensor],
+    quantities: Callable[..., Tensor],
     hidden: Float[Tensor, "b t d"],
     head_weight: Float[Tensor, "v d"],
     targets: Int[Tensor, "b t"],
     chunk: int,
+    *beside: Float[Tensor, "b t m"] | Int[Tensor, "b t m"],
 ) -> Float[Tensor, "k b t"]:
-    """Apply ``quantities`` to the wanted tokens, chunk by chunk, and put the results in place."""
+    """Apply ``quantities`` to the wanted tokens, chunk by chunk, and put the results in place.
+
+    What stands ``beside`` the targets is cut in the same way and handed on after them.
+    """
     mask = targets != IGNORE
     places = _places(mask)
     # Numbers of rows in steps of GRAIN: matrix products are tuned afresh for every new shape.
     index = F.pad(places, (0, -len(places) % GRAIN))
     states = hidden.flatten(0, 1)[index].split(chunk)
     wanted = targets.flatten()[index].clamp(min=0).split(chunk)
+    if not head_weight.requires_grad:  # autocast would cast what is frozen for every chunk
+        head_weight = head_weight.to(product_dtype(hidden))
+    others = [tensor.flatten(0, 1)[index].split(chunk) for tensor in beside]
     # One more product with the head is cheap; keeping every logit of a large vocabulary is not.
     many = sum(map(len, wanted)) * len(head_weight) > KEPT_LOGITS
     found = [
-        checkpoint(quantities, h, head_weight, y, use_reentrant=False)
+        checkpoint(quantities, h, head_weight, y, *more, use_reentrant=False)
         if many and torch.is_grad_enabled()
-        else quantities(h, head_weight, y)
-        for h, y in zip(states, wanted, strict=True)
+        else quantities(h, head_weight, y, *more)
+        for h, y, *more in zip(states, wanted, *others, strict=True)
     ]
     values = torch.cat(found, dim=1)  # type: ignore[arg-type]
     values = values[:, : len(places)]

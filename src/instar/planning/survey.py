@@ -7,6 +7,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+from instar.adapters.opening import plain_directory
 from instar.checkpoint import read_model_config
 from instar.data.packing import Row, conversation_row
 from instar.data.pairs import Pair, preference_pairs
@@ -15,7 +16,7 @@ from instar.errors import UserError
 from instar.files import matching
 from instar.model.config import ModelConfig
 from instar.planning.workload import Extent
-from instar.tokenizer.chat import render
+from instar.tokenizer.chat import prompt_ids
 from instar.tokenizer.hf import Tokenizer
 
 NO_LIMIT = 2**31
@@ -110,8 +111,7 @@ class Survey:
     def prompts(self, paths: Sequence[Path]) -> list[int]:
         """Tokens of prompts, rendered for a reply."""
         records = self.records(paths, ("messages",))
-        made = (render(self.tokenizer, r["messages"], add_generation_prompt=True) for r in records)
-        return [len(rendered.ids) for rendered in made]
+        return [len(prompt_ids(self.tokenizer, record["messages"])) for record in records]
 
     def text_bytes(self, *paths: Path, most: int = NO_LIMIT) -> int:
         """Size of some files, or of their first ``most`` records."""
@@ -127,7 +127,12 @@ class Survey:
         Raises:
             UserError: No earlier stage makes that directory, and it is not a checkpoint.
         """
-        return self.models.get(directory) or read_model_config(self.at(directory))
+        if directory in self.models:
+            return self.models[directory]
+        place = self.at(directory)
+        if place.exists() or place == directory:  # `{run}/sft` is no name on the hub
+            place = plain_directory(place)
+        return read_model_config(place)
 
 
 def _extent(row: Row) -> Extent:

@@ -1,4 +1,4 @@
-"""What all stages share: a config that knows what it reads, a run from directory to directory."""
+"""What all stages share: a job, and its run from directory to directory."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from pydantic import field_validator
 from torch import Tensor
 
-import instar
-from instar.checkpoint import save_model, weights_of
-from instar.config import Config
+from instar.adapters.base import DEFAULT, lr_factors, penalties, store_frozen
+from instar.adapters.io import save_adapter, tensors_of
+from instar.adapters.opening import plain_directory
+from instar.checkpoint import control_tokens, save_model, weights_of
 from instar.data.sources import Source
 from instar.distributed import default_device, is_main, on_main, world
 from instar.errors import UserError
-from instar.files import atomic_directory, matching
+from instar.files import atomic_directory, write_json
 from instar.lineage import (
     LINEAGE,
     Cost,
     Stopwatch,
     fingerprint_of,
-    hash_file,
-    hash_value,
     peak_rss_bytes,
     reset_peak_rss,
     write_lineage,
@@ -35,14 +33,17 @@ from instar.lineage import (
 from instar.model import CausalLM, ScoreModel
 from instar.model.transformer import Headed
 from instar.objectives.base import Objective
+from instar.objectives.keeping import AdapterPenalty, Kept
 from instar.planning.survey import Survey
 from instar.planning.workload import Workload
+from instar.stages.config import StageConfig, TrainedStageConfig
 from instar.tokenizer.hf import Tokenizer
 from instar.training.arithmetic import arithmetic
 from instar.training.display import Display
 from instar.training.eight_bit import float8_products
 from instar.training.hooks import Log, MetricsFile, Save, Validate
 from instar.training.interrupt import Interrupted, Interruptible
+from instar.training.layers import freeze, rate_factors
 from instar.training.loop import REFUSALS, ROLLBACK_RATE, Divergence, TrainingConfig, fit
 from instar.training.meter import Meter
 from instar.training.monitor import Monitor
@@ -51,89 +52,6 @@ from instar.training.parallel import Learner
 from instar.training.precision import resolve
 from instar.training.state import Progress, Saver, WorkDirectory, load_tensors
 from instar.training.track import Tracker, open_tracker
-
-
-class StageConfig(Config):
-    """What every stage is told. Paths may begin with `{run}`, the directory of the whole life."""
-
-    stage: str
-    """Which stage this is."""
-    run: Path = Path("runs/mini")
-    """Directory of the whole life; `{run}` in the other paths stands for it."""
-    out: Path
-    """Directory to write."""
-    seed: int = 0
-    """Decides initial weights, order of the data and samples."""
-
-    @field_validator("stage")
-    @classmethod
-    def _is_this_stage(cls, value: str) -> str:
-        expected = cls.model_fields["stage"].default
-        if value != expected:
-            raise ValueError(f"these settings are for the stage {expected!r}")
-        return value
-
-    def at(self, path: Path) -> Path:
-        """A path of this config with `{run}` filled in."""
-        return Path(str(path).replace("{run}", str(self.run)))
-
-    def found(self, paths: Sequence[Path]) -> list[Path]:
-        """The files that paths of this config stand for; a path may be a pattern, as `*.jsonl`.
-
-        Raises:
-            UserError: A pattern fits no file.
-        """
-        files: list[Path] = []
-        for path in map(self.at, paths):
-            some = matching(path)
-            if not some:
-                raise UserError(f"{self.stage}: no file fits {path}", "Check the path.")
-            files += some
-        return files
-
-    def files(self) -> list[Path]:
-        """The files that the stage reads, or patterns of them."""
-        return []
-
-    def parents(self) -> list[Path]:
-        """The directories of other stages that it builds on."""
-        return []
-
-    def provenance(self) -> dict[str, Any]:
-        """Everything the outcome depends on: settings, data, parents, version, and their hash.
-
-        How often a run logs or saves, and how it is spread over processes, is left out: it changes
-        what is written, not what is learnt (but for rounding, and for a run that diverges: it goes
-        back to what was saved last).
-
-        Raises:
-            UserError: Something that the stage reads is not there.
-        """
-        files: dict[str, Path] = {}
-        for path in self.files():
-            for file in self.found([path]):
-                if not file.is_file():
-                    raise UserError(f"{self.stage}: no such file: {file}", "Check the path.")
-                files[str(path) if file == self.at(path) else f"{path}: {file.name}"] = file
-        means = {"log_every", "save_every", "track", "parallel", "activation_checkpointing"}
-        record = {
-            "config": self.model_dump(mode="json", exclude={"run": True, "training": means}),
-            "data": {name: hash_file(file) for name, file in files.items()},
-            "parents": {str(path): _content(self.at(path)) for path in self.parents()},
-            "version": instar.__version__,
-        }
-        return {**record, "fingerprint": hash_value(record)}
-
-
-def _content(directory: Path) -> str:
-    """Hash of what a stage takes over from a parent: weights, shape and tokenizer."""
-    taken = ("*.safetensors", "config.json", "tokenizer.json")
-    found = sorted(path for pattern in taken for path in directory.glob(pattern))
-    if not found:
-        raise UserError(
-            f"{directory} is not a checkpoint", "Run the stage that makes it first, or mend `init`."
-        )
-    return hash_value([hash_file(path) for path in found])
 
 
 @dataclass
@@ -148,6 +66,7 @@ class Job:
         flops: Floating-point operations of a run that trained on so many tokens, annotating and
             sampling included.
         validate: Measures held-out data; at least `loss`.
+        finish: What is done to the product when training is over.
     """
 
     objective: Objective
@@ -156,13 +75,7 @@ class Job:
     tokenizer: Tokenizer
     flops: Callable[[int], int]
     validate: Callable[[], dict[str, float]] | None = None
-
-
-class TrainedStageConfig(StageConfig):
-    """A stage that trains something."""
-
-    training: TrainingConfig
-    """How long, and how carefully."""
+    finish: Callable[[], None] = lambda: None
 
 
 S = TypeVar("S", bound=StageConfig)
@@ -232,12 +145,17 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
                 trackers.append(open_tracker(which, **record))
                 stack.callback(trackers[-1].close)
             progress = _train(job, config.training, work, watch, display, trackers)
-        weights = weights_of(job.product)
+        weights = learnt_weights(job.product)
         made = provenance | {"processes": world()[1], "arithmetic": how}
-        on_main(lambda: _write(out, job, weights, work, made, progress, watch))
+        on_main(lambda: _write(config, job, weights, work, made, progress, watch))
         return out
 
     return run
+
+
+def learnt_weights(product: CausalLM | ScoreModel) -> dict[str, Tensor]:
+    """The tensors to store: a model's, or an adapter's; all ranks must ask, rank 0 is told."""
+    return tensors_of(product, DEFAULT) if product.adapters else weights_of(product)
 
 
 def _arithmetic(job: Job, training: TrainingConfig) -> dict[str, str]:
@@ -247,7 +165,7 @@ def _arithmetic(job: Job, training: TrainingConfig) -> dict[str, str]:
 
 
 def _write(
-    out: Path,
+    config: TrainedStageConfig,
     job: Job,
     weights: dict[str, Tensor],
     work: WorkDirectory,
@@ -256,19 +174,28 @@ def _write(
     watch: Stopwatch,
 ) -> None:
     """The stage's directory: what was learnt, how it went, what it cost."""
-    with atomic_directory(out) as directory:
-        save_model(job.product, directory, job.tokenizer, weights)
+    with atomic_directory(config.at(config.out)) as directory:
+        if job.product.adapters:
+            base = plain_directory(config.origin())
+            save_adapter(job.product, DEFAULT, directory, base, weights)
+            job.tokenizer.save(directory)
+            if isinstance(job.product, CausalLM):
+                write_json(directory / "generation_config.json", control_tokens(job.tokenizer))
+        else:
+            save_model(job.product, directory, job.tokenizer, weights)
         for kept in (work.metrics, work.speed, work.resources):
             if kept.exists():  # the shortest runs end before the first sample
                 shutil.copy(kept, directory)
         tokens, flops = progress.tokens, job.flops(progress.tokens)
         cost = Cost(watch.wall_s, watch.cpu_s, tokens, flops, peak_rss_bytes())
+        learnt = [p for p in job.product.parameters() if p.requires_grad]
         made = {
             "stage": record["config"]["stage"],
             "steps": progress.step,
             "skipped": progress.skipped,
             "rollbacks": progress.rollbacks,
             "parameters": sum(p.numel() for p in job.product.parameters()),
+            "trained_parameters": sum(p.numel() for p in learnt),
         }
         write_lineage(directory, record | made, cost)
     work.remove()
@@ -290,9 +217,7 @@ def _train(
             "Leave them out.",
         )
     objective = prepared(job.objective.to(default_device()), training)
-    dtype = resolve(training.precision, default_device())
-    learner = Learner(objective, training.parallel, dtype)
-    optimizers = Optimizers(learner.objective, training.optimizer)
+    learner, optimizers = learners(objective, training)
     meter, file = Meter(), MetricsFile(work, trackers)
     saver = Saver(work, learner, optimizers, job.source, meter)
     progress = saver.load(display.note)
@@ -307,7 +232,7 @@ def _train(
     hooks = [Log(training, meter, file, display, watch), Save(training, saver)]
     if job.validate:
         # First, because it may end the run, and the log and the last save must know.
-        hooks.insert(0, Validate(training, job.validate, learner, work, file, display))
+        hooks.insert(0, Validate(training, job.validate, learner, work, file, display, optimizers))
     monitor = Monitor(work.resources) if is_main() else nullcontext()
     with saver, monitor, Interruptible() as interrupt:
         while not progress.finished:
@@ -326,7 +251,20 @@ def _train(
         saver.wait()
     if training.keep_best and on_main(work.best.exists):
         learner.load_state_dict(load_tensors(work.best))
+    elif optimizers.average:
+        optimizers.average.exchange()
+    job.finish()
     return progress
+
+
+def learners(objective: Objective, training: TrainingConfig) -> tuple[Learner, Optimizers]:
+    """A prepared objective spread over the processes, and what moves its weights."""
+    dtype = resolve(training.precision, default_device())
+    learner = Learner(objective, training.parallel, dtype, training.layers.unfreeze_every)
+    factors = rate_factors(objective, training.layers.lr_decay)
+    for p, factor in lr_factors(objective).items():
+        factors[p] = factor * factors.get(p, 1.0)
+    return learner, Optimizers(objective, training.optimizer, factors, training.ema)
 
 
 def prepared(objective: Objective, training: TrainingConfig) -> Objective:
@@ -344,12 +282,25 @@ def prepared(objective: Objective, training: TrainingConfig) -> Objective:
     if training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(training.deterministic)
+    freeze(objective, training.layers.freeze)
+    dtype = resolve(training.precision, default_device())
+    # Shards hold weights of one format.
+    whole = training.parallel == "ddp" or world()[1] == 1
     for model in objective.modules():
         if isinstance(model, Headed):
+            for adapter in () if whole else model.adapters.values():
+                if adapter.needs_whole:
+                    raise UserError(
+                        f"training.parallel is {training.parallel}, which spreads each weight, and "
+                        f"{adapter.method} needs whole ones",
+                        "Set training.parallel to ddp, or choose another method.",
+                    )
+            if whole:
+                store_frozen(model, dtype)
             model.model.recompute = training.activation_checkpointing
             if training.precision == "float8":
                 float8_products(model)
-    return objective
+    return Kept(objective, {"penalty": AdapterPenalty()}) if penalties(objective) else objective
 
 
 def _roll_back(

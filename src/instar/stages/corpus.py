@@ -12,7 +12,8 @@ from instar.corpus.lessons import write_lessons
 from instar.errors import UserError
 from instar.files import read_json
 from instar.recipes import find_corpus
-from instar.stages.base import Stage, StageConfig, by_main
+from instar.stages.base import Stage, by_main
+from instar.stages.config import StageConfig
 from instar.stages.data import DataConfig
 from instar.training.display import Display
 

@@ -16,7 +16,8 @@ from instar.lineage import (
 )
 from instar.primer import mixture
 from instar.primer.mixture import PrimerConfig, write_primer
-from instar.stages.base import Stage, StageConfig, by_main, up_to_date
+from instar.stages.base import Stage, by_main, up_to_date
+from instar.stages.config import StageConfig
 from instar.training.display import Display
 
 PRIMER = Path(mixture.__file__).parent

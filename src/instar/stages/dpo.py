@@ -10,7 +10,8 @@ import tyro
 from annotated_types import Ge, Gt, Lt
 from pydantic import Field
 
-from instar.checkpoint import load_causal_lm
+from instar.adapters.base import frozen_twin
+from instar.adapters.opening import load_tokenizer
 from instar.config import Config
 from instar.data.batch import Batch
 from instar.data.sources import Annotated as AnnotatedSource
@@ -22,7 +23,6 @@ from instar.planning.workload import Workload
 from instar.stages.base import Job, Stage, trained
 from instar.stages.pairs import PairsConfig
 from instar.stages.validation import held_out
-from instar.tokenizer.hf import Tokenizer
 
 Positive = Annotated[float, Gt(0)]
 
@@ -102,14 +102,11 @@ class DPOConfig(PairsConfig):
 
 def build(config: DPOConfig) -> Job:
     """Source and objective of learning from pairs."""
-    tokenizer = Tokenizer.load(config.at(config.init))
-    policy = load_causal_lm(config.at(config.init))
+    tokenizer = load_tokenizer(config.origin())
+    policy = config.policy().to(default_device())
     loss = config.loss.make()
-    reference = None
-    if loss.needs_reference:
-        reference = load_causal_lm(config.at(config.init)).requires_grad_(False)
-        reference.to(default_device())
-    context = policy.config.max_position_embeddings
+    reference = frozen_twin(policy, bool(config.adapter)) if loss.needs_reference else None
+    context = policy.context
     pairs = config.read(config.data, tokenizer, context)
     valid = config.read(config.valid, tokenizer, context)
 

@@ -15,7 +15,7 @@ from instar.data.sources import ExampleSource
 from instar.distributed import world
 from instar.planning.survey import Survey
 from instar.planning.workload import Workload, cut, example_steps
-from instar.stages.base import TrainedStageConfig
+from instar.stages.config import TrainedStageConfig
 from instar.tokenizer.hf import Tokenizer
 
 Positive = Annotated[int, Gt(0)]

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
-from instar.checkpoint import load_causal_lm, load_score_model
+from instar.adapters.base import frozen_twin
+from instar.adapters.opening import load_score_model, load_tokenizer, to_learn
 from instar.data.readers import read_all
 from instar.distributed import default_device
 from instar.generation.engine import Engine
@@ -16,8 +17,8 @@ from instar.planning.survey import Survey
 from instar.planning.workload import Workload, rollout_steps, rollouts
 from instar.rollout.judges import Preferred
 from instar.rollout.source import RolloutConfig, RolloutSource
-from instar.stages.base import Job, Stage, TrainedStageConfig, trained
-from instar.tokenizer.hf import Tokenizer
+from instar.stages.base import Job, Stage, trained
+from instar.stages.config import TrainedStageConfig
 
 Share = Annotated[float, Ge(0), Le(1)]
 
@@ -65,16 +66,20 @@ class PPOConfig(TrainedStageConfig):
 def build(config: PPOConfig) -> Job:
     """Source and objective of PPO."""
     device = default_device()
-    tokenizer = Tokenizer.load(config.at(config.init))
-    policy = load_causal_lm(config.at(config.init)).to(device)
-    critic = load_score_model(config.at(config.reward)).to(device)
+    tokenizer = load_tokenizer(config.origin())
+    policy = config.policy().to(device)
+    critic = load_score_model(config.checkpoint(config.reward), config.quantize).to(device)
+    # A reward model that is an adapter goes on learning as one.
+    adapter = None if critic.adapters else config.adapter
+    critic = to_learn(critic, adapter, config.quantize, config.seed)
+    reward_model = frozen_twin(critic, bool(adapter))
     if critic.config.reward_form == "prior":
         critic.prior_weight.requires_grad_(False)  # of the reward, not of the values
     judge = Preferred(
         policy=policy,
         critic=critic,
-        reward_model=load_score_model(config.at(config.reward)).requires_grad_(False).to(device),
-        reference=load_causal_lm(config.at(config.init)).requires_grad_(False).to(device),
+        reward_model=reward_model,
+        reference=frozen_twin(policy, bool(config.adapter)),
         beta=config.beta,
         gamma=config.gamma,
         lam=config.lam,

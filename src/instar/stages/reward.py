@@ -8,8 +8,10 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from instar.checkpoint import score_model_from
+from instar.adapters.io import is_adapter
+from instar.adapters.opening import load_tokenizer, score_model_from, to_learn
 from instar.distributed import default_device
+from instar.errors import UserError
 from instar.model.config import RewardForm
 from instar.objectives.reward import BradleyTerry
 from instar.planning.survey import Survey
@@ -17,7 +19,6 @@ from instar.planning.workload import Workload, headless
 from instar.stages.base import Job, Stage, trained
 from instar.stages.pairs import PairsConfig
 from instar.stages.validation import held_out
-from instar.tokenizer.hf import Tokenizer
 
 
 class RewardConfig(PairsConfig):
@@ -34,9 +35,15 @@ class RewardConfig(PairsConfig):
 
 def build(config: RewardConfig) -> Job:
     """Source and objective of a reward model."""
-    tokenizer = Tokenizer.load(config.at(config.init))
-    model = score_model_from(config.at(config.init), config.form)
-    context = model.config.max_position_embeddings
+    if config.form == "prior" and (config.adapter or is_adapter(config.origin())):
+        raise UserError(
+            "reward: form is prior, whose weight is no part of an adapter",
+            "Choose `last` or `mean`, or train without an adapter.",
+        )
+    tokenizer = load_tokenizer(config.origin())
+    model = score_model_from(config.origin(), config.form, config.quantize)
+    model = to_learn(model, config.adapter, config.quantize, config.seed)
+    context = model.context
     pairs = config.read(config.data, tokenizer, context)
     valid = config.read(config.valid, tokenizer, context)
     objective = BradleyTerry(model, config.center)

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from instar.checkpoint import load_causal_lm
+from instar.adapters.base import frozen_twin
+from instar.adapters.opening import load_tokenizer
 from instar.data.readers import read_all
 from instar.distributed import default_device
 from instar.errors import UserError
@@ -19,8 +20,8 @@ from instar.rollout.advantages import Normalisation
 from instar.rollout.judges import Verified
 from instar.rollout.source import RolloutConfig, RolloutSource
 from instar.rollout.verifiers import VERIFIERS
-from instar.stages.base import Job, Stage, TrainedStageConfig, trained
-from instar.tokenizer.hf import Tokenizer
+from instar.stages.base import Job, Stage, trained
+from instar.stages.config import TrainedStageConfig
 
 
 class RLVRConfig(TrainedStageConfig):
@@ -62,11 +63,9 @@ class RLVRConfig(TrainedStageConfig):
 def build(config: RLVRConfig) -> Job:
     """Source and objective of RLVR."""
     device = default_device()
-    tokenizer = Tokenizer.load(config.at(config.init))
-    policy = load_causal_lm(config.at(config.init)).to(device)
-    reference = None
-    if config.kl_weight:
-        reference = load_causal_lm(config.at(config.init)).requires_grad_(False).to(device)
+    tokenizer = load_tokenizer(config.origin())
+    policy = config.policy().to(device)
+    reference = frozen_twin(policy, bool(config.adapter)) if config.kl_weight else None
     tasks = read_all(map(config.at, config.tasks), ("messages", "verifier", "answer"))
     for task in tasks:
         if task["verifier"] not in VERIFIERS:

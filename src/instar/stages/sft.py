@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Gt
+from pydantic import model_validator
 
-from instar.checkpoint import load_causal_lm
+from instar.adapters.opening import load_tokenizer
+from instar.data.batch import Batch
 from instar.data.packing import Row, check_length, conversation_row, pad_rows
 from instar.data.readers import read_all
 from instar.data.sources import ExampleSource
 from instar.distributed import default_device, world
-from instar.objectives.language import NextToken
 from instar.planning.survey import Survey
 from instar.planning.workload import Extent, Workload, cut, example_steps
-from instar.stages.base import Job, Stage, TrainedStageConfig, trained
+from instar.stages.base import Job, Stage, trained
+from instar.stages.config import TrainedStageConfig
+from instar.stages.keeping import Amount, KeepConfig, drawn, hold, replayed
 from instar.stages.validation import held_out
 from instar.tokenizer.hf import Tokenizer
 
@@ -32,19 +36,31 @@ class SFTConfig(TrainedStageConfig):
     data: list[Path] = [Path("{run}/data/conversations.jsonl")]
     """JSON lines with `messages` each."""
     valid: list[Path] = [Path("{run}/data/conversations_valid.jsonl")]
-    """The same, held out."""
+    """The same, held out; none where nothing is to be validated."""
     replay: list[Path] = []
     """Documents (`text` each) mixed in whole, against forgetting what pretraining taught."""
-    replay_documents: Positive = 4000
-    """The most documents to mix in."""
+    replay_documents: Amount = 4000
+    """The most documents to mix in; below 1, their share of the conversations and documents."""
+    replay_conversations: list[Path] = []
+    """Earlier conversations mixed in among the new, against forgetting what fine-tuning taught."""
+    replay_share: Amount = 0.5
+    """How many of those: a share of all conversations, or from 1 on a count."""
+    keep: KeepConfig = KeepConfig()
+    """What else holds the model to what it knew."""
     batch_size: Positive = 64
     """Conversations an optimizer step."""
     micro_tokens: Positive = 4096
     """The most tokens a micro-batch, padding included: the less, the less memory."""
 
+    @model_validator(mode="after")
+    def _knows_what_was_earlier(self) -> SFTConfig:
+        if self.keep.ewc and not (self.replay or self.replay_conversations):
+            raise ValueError("keep.ewc needs earlier data: replay or replay_conversations")
+        return self
+
     def files(self) -> list[Path]:
-        """Training and held-out conversations."""
-        return self.data + self.valid + self.replay
+        """Training, held-out and earlier data."""
+        return self.data + self.valid + self.replay + self.replay_conversations
 
     def parents(self) -> list[Path]:
         """The pretrained model."""
@@ -53,9 +69,9 @@ class SFTConfig(TrainedStageConfig):
 
 def build(config: SFTConfig) -> Job:
     """Source and objective of fine-tuning."""
-    tokenizer = Tokenizer.load(config.at(config.init))
-    model = load_causal_lm(config.at(config.init))
-    context = model.config.max_position_embeddings
+    tokenizer = load_tokenizer(config.origin())
+    model = config.policy()
+    context = model.context
 
     def rows(paths: list[Path]) -> list[Row]:
         records = read_all(config.found(paths), ("messages",))
@@ -63,50 +79,91 @@ def build(config: SFTConfig) -> Job:
         check_length(made, context, [record.place for record in records])
         return made
 
-    examples = rows(config.data)
-    if config.replay:
-        texts = [d["text"] for d in read_all(config.found(config.replay), ("text",))]
-        for ids in tokenizer.encode_batch(texts[: config.replay_documents]):
-            ids = [tokenizer.bos_id, *ids][:context]
-            examples.append(Row(ids, [True] * len(ids)))
-    valid = rows(config.valid)
-
     def collate(some: list[Row]):
         return pad_rows(some, tokenizer.pad_id)
 
+    new, valid = rows(config.data), rows(config.valid) if config.valid else []
+    earlier = _earlier(config, tokenizer, len(new), context, rows)
+    examples = new if config.keep.ewc_only else new + earlier
     source = ExampleSource(
         examples, collate, config.batch_size, config.micro_tokens, config.seed, *world()
     )
-    objective = NextToken(model)
+
+    def sample() -> list[Batch]:
+        some = drawn(earlier, config.keep.ewc_examples, config.seed)
+        return [collate([row]) for row in some]
+
+    mean_length = sum(map(len, examples)) // len(examples)
+    held = hold(
+        model,
+        config.keep,
+        config.training,
+        source,
+        sample,
+        mean_length,
+        adapter=bool(config.adapter),
+    )
 
     def validate() -> dict[str, float]:
         cuts = range(0, len(valid), config.batch_size)
         batches = (collate(valid[i : i + config.batch_size]) for i in cuts)
-        return held_out(objective, (batch.to(default_device()) for batch in batches))
+        return held_out(held.measured, (batch.to(default_device()) for batch in batches))
 
-    mean_length = sum(map(len, examples)) // len(examples)
-    flops = model.config.flops_per_token(mean_length)
-    return Job(objective, source, model, tokenizer, lambda tokens: flops * tokens, validate)
+    def flops(tokens: int) -> int:
+        return held.flops * tokens
+
+    validating = validate if valid else None
+    return Job(held.objective, held.source, model, tokenizer, flops, validating, held.finish)
+
+
+def _earlier(
+    config: SFTConfig,
+    tokenizer: Tokenizer,
+    new: int,
+    context: int,
+    rows: Callable[[list[Path]], list[Row]],
+) -> list[Row]:
+    """Rows of what was learnt before: conversations first, then documents."""
+    found: list[Row] = []
+    if config.replay_conversations:
+        everything = rows(config.replay_conversations)
+        found = drawn(everything, replayed(config.replay_share, new), config.seed)
+    if config.replay:
+        texts = [d["text"] for d in read_all(config.found(config.replay), ("text",))]
+        count = replayed(config.replay_documents, new + len(found))
+        for ids in tokenizer.encode_batch(texts[:count]):
+            ids = [*tokenizer.before, *ids][:context]
+            found.append(Row(ids, [True] * len(ids)))
+    return found
 
 
 def needs(config: SFTConfig, survey: Survey) -> Workload:
     """What fine-tuning asks of a machine."""
     model = survey.model(config.init)
-    examples = survey.conversations(config.data)
-    if config.replay:
+    examples, batched = survey.conversations(config.data), 0
+    # A survey may look at a part of the data; counts are for all of it.
+    seen = survey.repeat / (survey.every * survey.scale)
+    if config.replay_conversations and not config.keep.ewc_only:
+        count = seen * replayed(config.replay_share, round(len(examples) / seen))
+        earlier = survey.conversations(config.replay_conversations)
+        examples += drawn(earlier, round(count), config.seed)
+    if config.replay and not config.keep.ewc_only:
         longest = model.max_position_embeddings
-        documents = survey.documents(config.replay, config.replay_documents)
+        count = replayed(config.replay_documents, round(len(examples) / seen))
+        documents = survey.documents(config.replay, count)
+        batched = survey.text_bytes(*config.replay, most=count)
         examples += [Extent(1, min(d.width, longest), min(d.learnt, longest)) for d in documents]
-    return Workload(
+    work = Workload(
         model,
         config.training,
         example_steps(
             examples, config.batch_size, config.micro_tokens, config.seed, config.training.steps
         ),
         validation=cut(survey.whole().conversations(config.valid), config.batch_size),
-        text_bytes=survey.text_bytes(*config.data, *config.replay),
-        batched_bytes=survey.text_bytes(*config.replay, most=config.replay_documents),
+        text_bytes=survey.text_bytes(*config.data, *config.replay, *config.replay_conversations),
+        batched_bytes=batched,
     )
+    return config.keep.needs(work)
 
 
 STAGE = Stage("sft", "teach a pretrained model to answer", SFTConfig, trained(build), build, needs)

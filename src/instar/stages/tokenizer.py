@@ -11,7 +11,8 @@ from instar.data.packing import check_place
 from instar.data.readers import read_all
 from instar.files import atomic_directory
 from instar.lineage import Cost, Stopwatch, peak_rss_bytes, write_lineage
-from instar.stages.base import Stage, StageConfig, by_main, up_to_date
+from instar.stages.base import Stage, by_main, up_to_date
+from instar.stages.config import StageConfig
 from instar.tokenizer.bpe import FIRST_MERGE
 from instar.tokenizer.learning import Kind, learn_tokenizer
 from instar.training.display import Display

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from instar.config import override, read_yaml
 from instar.distributed import launched
 from instar.errors import UserError
 from instar.recipes import find
-from instar.stages.base import StageConfig
+from instar.stages.config import StageConfig
 from instar.stages.registry import STAGES
 from instar.training.display import Display
 from instar.training.loop import TrainingConfig
@@ -56,7 +57,22 @@ def read(name: str, path: Path, options: list[str], prog: str) -> StageConfig:
         "--optimizer.lr 3e-4."
     )
     options = [_whole(option, cls) for option in options]
+    values |= _methods(options)
     return override(cls.parse(values, str(path)), options, prog, description)
+
+
+def _methods(options: list[str]) -> dict[str, Any]:
+    """Settings that `--adapter lora` stands for; taken out of the options, or its own would fail.
+
+    A method begins with its defaults, whatever the file holds; `--adapter none` is no adapter.
+    """
+    for place, option in enumerate(options):
+        name, _, value = option.partition("=")
+        if name == "--adapter" and (value or options[place + 1 :]):
+            value = value or options.pop(place + 1)
+            del options[place]
+            return {"adapter": None if value.lower() == "none" else {"method": value}}
+    return {}
 
 
 def _whole(option: str, config: type[StageConfig]) -> str:

@@ -14,6 +14,7 @@ from instar.lineage import Stopwatch
 from instar.training.display import Display
 from instar.training.loop import TrainingConfig
 from instar.training.meter import Meter
+from instar.training.optimizer import Optimizers
 from instar.training.parallel import Learner
 from instar.training.state import Progress, Saver, WorkDirectory, save_tensors
 from instar.training.track import Tracker
@@ -114,11 +115,15 @@ class Validate:
     work: WorkDirectory
     file: MetricsFile
     display: Display
+    optimizers: Optimizers
 
     def __call__(self, progress: Progress) -> None:
         """After each step."""
-        if not due(progress.step, self.config.validate_every, progress.finished):
-            return
+        if due(progress.step, self.config.validate_every, progress.finished):
+            with self.optimizers.averaged():
+                self._validate(progress)
+
+    def _validate(self, progress: Progress) -> None:
         with self.learner.measuring():
             mine = self.measure()
         measured = on_main(lambda: mine)  # ranks must decide alike, to the last bit

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from pydantic import model_validator
 from torch import nn
 
+from instar.adapters.base import stepped
 from instar.compilation import compiled
 from instar.config import Config
 from instar.data.batch import Batch
@@ -19,6 +20,7 @@ from instar.distributed import sum_over_ranks, world
 from instar.model.sharding import whole
 from instar.training.arithmetic import Compile, compiles
 from instar.training.interrupt import Interruptible
+from instar.training.layers import LayersConfig
 from instar.training.meter import Meter
 from instar.training.optimizer import OptimizerConfig, Optimizers
 from instar.training.parallel import Learner, Parallel, even
@@ -54,12 +56,17 @@ class TrainingConfig(Config):
     """The rule that moves the weights."""
     schedule: ScheduleConfig = ScheduleConfig()
     """The learning rate over time."""
+    layers: LayersConfig = LayersConfig()
+    """Which layers learn, and how fast."""
     gradient_clip: Annotated[float, Gt(0)] = 1.0
     """Longest gradient; longer ones are scaled down to it."""
     spike: Annotated[float, Ge(0)] = 20.0
     """A step whose gradient is so many times longer than usual is skipped, as one that is not
     finite; 0 skips only those. After twenty skipped in a row, the run goes back to the last saved
     state, at half the rate."""
+    ema: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Decay of a running average of the weights, such as 0.99; training goes on with the raw ones,
+    and the average is validated and kept. 0 keeps none."""
     rollbacks: NonNegative = 3
     """How often a run may go back before it gives up."""
     precision: Precision = "auto"
@@ -129,15 +136,17 @@ def fit(
     dtype = resolve(config.precision, device)
     compiling = compiles(config.compile, objective, source, config.steps)
     while progress.step < config.steps and not progress.finished:
+        objective.eval()  # what is sampled and judged leaves nothing out by chance
         with autocast(dtype, device):
             micro_batches = even([batch.to(device) for batch in next(source)])
         rate = factor(config.schedule, progress.step, config.steps)
         rate *= ROLLBACK_RATE**progress.rollbacks
-        objective.train()
+        learner.prepare(progress.step)
         with compiled(compiling):
             norm, tokens = accumulate(learner, micro_batches, meter, config.gradient_clip, dtype)
         if is_good(norm, progress, config):
             optimizers.step(rate)
+            stepped(objective, progress.step + 1, config.steps)
             progress.refused = 0
         else:
             progress.skipped += 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from instar.config import Config
 from instar.model.sharding import each_tensor, part_of, stored, whole
 from instar.training import eight_bit
+from instar.training.average import Average
 from instar.training.precision import has_fast_bfloat16
 
 Fraction = Annotated[float, Ge(0), Lt(1)]
@@ -43,6 +45,12 @@ class OptimizerConfig(Config):
     weight_decay: Annotated[float, Ge(0)] = 0.0
     """Decoupled weight decay of the matrices (times the learning rate)."""
 
+
+BLOCKS = ("layers.", ".h.")
+"""What the names of a block's weights hold (GPT-2's: the second)."""
+
+BY_COLUMNS = ("o_proj.weight", "down_proj.weight", "c_attn.weight", "c_fc.weight")
+"""Matrices of which a head, or a hidden neuron, is a column."""
 
 # Newton-Schulz coefficients of Jordan et al. 2024, "Muon: an optimizer for hidden layers":
 # the quintic's slope at zero is large, so that small singular values rise to one quickly.
@@ -150,25 +158,35 @@ class Optimizers:
     Args:
         model: Whose trainable parameters are to be moved.
         config: With which rules.
+        factors: What the learning rates of some parameters are multiplied by.
+        ema: Decay of an average of the weights; 0 keeps none.
     """
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimizerConfig,
+        factors: Mapping[nn.Parameter, float] | None = None,
+        ema: float = 0.0,
+    ) -> None:
+        factors = factors or {}
         matrices, tables, vectors = _sort_parameters(model)
         if config.name != "muon":
             tables, matrices = tables + list(matrices.values()), {}
-        groups = [
-            {"params": tables, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
+        groups = _by_rate({"params": tables, "weight_decay": config.weight_decay}, factors)
+        groups += _by_rate({"params": vectors, "weight_decay": 0.0}, factors)
+        groups = [group | {"lr": config.lr * group.pop("factor")} for group in groups]
         settings = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
         if config.name == "adamw8bit":
-            adamw = eight_bit.adamw(groups, **settings)
+            adamw = [eight_bit.adamw(groups, **settings)] if groups else []
         else:
-            adamw = torch.optim.AdamW(groups, **settings, fused=True)
-        self.all: list[torch.optim.Optimizer] = [adamw]
+            adamw = [torch.optim.AdamW(groups, **settings, fused=True)] if groups else []
+        self.all: list[torch.optim.Optimizer] = [*adamw]
         if matrices:
-            self.all.append(_muon(matrices, config))
+            self.all.append(_muon(matrices, config, factors))
+        self.average = Average(model, ema) if ema else None
+        if self.average:
+            self.all.append(self.average)  # last: it takes in what the others did
         self._peaks = [[group["lr"] for group in o.param_groups] for o in self.all]
 
     def step(self, factor: float) -> None:
@@ -177,6 +195,10 @@ class Optimizers:
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
             optimizer.step()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The context in which the model is its average, if one is kept."""
+        return self.average.in_place() if self.average else nullcontext()
 
     @property
     def lr(self) -> float:
@@ -208,21 +230,35 @@ def _spread(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0
 
 
-def _muon(matrices: dict[str, nn.Parameter], config: OptimizerConfig) -> Muon:
+def _by_rate(group: dict[str, Any], factors: Mapping[nn.Parameter, float]) -> list[dict[str, Any]]:
+    """A group of parameters, cut into groups of one `factor` each; empty ones are left out."""
+    params: dict[float, list[nn.Parameter]] = defaultdict(list)
+    for p in group["params"]:
+        params[factors.get(p, 1.0)].append(p)
+    return [group | {"params": some, "factor": factor} for factor, some in params.items()]
+
+
+def _muon(
+    matrices: dict[str, nn.Parameter],
+    config: OptimizerConfig,
+    factors: Mapping[nn.Parameter, float],
+) -> Muon:
     """Muon for the blocks' matrices.
 
     Heads and hidden neurons are rows of the matrices that read from the residual stream, and
-    columns of those that write into it.
+    columns of those that write into it; in GPT-2, whose matrices are transposed, the other way
+    round.
     """
-    groups = [{"params": list(matrices.values())}]
+    groups: list[dict[str, Any]] = [{"params": list(matrices.values())}]
     if config.muon_block:
-        writes = {name for name in matrices if name.endswith(("o_proj.weight", "down_proj.weight"))}
+        writes = {name for name in matrices if name.endswith(BY_COLUMNS)}
         groups = [
             {"params": [p for name, p in matrices.items() if name not in writes]},
             {"params": [p for name, p in matrices.items() if name in writes], "by_columns": True},
         ]
+    rated = [part for group in groups for part in _by_rate(group, factors)]
     return Muon(
-        [group for group in groups if group["params"]],
+        [group | {"lr": config.muon_lr * group.pop("factor")} for group in rated],
         config.muon_lr,
         config.momentum,
         config.weight_decay,
@@ -242,7 +278,7 @@ def _sort_parameters(
             continue
         if p.dim() < 2:
             vectors.append(p)
-        elif "layers." in name:
+        elif any(part in name for part in BLOCKS):
             matrices[name] = p
         else:
             tables.append(p)
