@@ -129,5 +129,5 @@ def test_articles():
 
 
 def test_an_unknown_table_is_a_user_error():
-    with pytest.raises(UserError, match="rivers"):
-        table("rivers")
+    with pytest.raises(UserError, match="mountains"):
+        table("mountains")

@@ -57,6 +57,28 @@ def test_the_page_stands_by_itself(report):
     assert "How to read this." in text and "遗忘了什么" in text
 
 
+def test_what_was_taught_later_is_shown(report):
+    run = report[0].parent
+    rows = {
+        name: {
+            "kept": {"score": kept, "stderr": 0.01},
+            "learnt": {"score": new, "stderr": 0.02},
+            "of_best": new / 0.9,
+            "worst": {"exam": "logic", "left": kept},
+            "passed": name == "replay",
+        }
+        for name, kept, new in (("start", 1.0, 0.02), ("none", 0.3, 0.9), ("replay", 0.987, 0.88))
+    }
+    (run / "continual").mkdir()
+    table = {"bar": [0.98, 0.95], "methods": rows}
+    (run / "continual" / "table.json").write_text(json.dumps(table), encoding="utf-8")
+    checker, html, text = read(write_report(run)[1])
+    assert "taught" in checker.ids and "98.7 ± 1.0" in text
+    assert "replay kept 99% and learnt 88%" in html
+    (run / "continual" / "table.json").unlink()
+    assert "taught" not in read(write_report(run)[1])[0].ids
+
+
 def test_replies_are_shown_as_text(report):
     _, html, text = read(report[1])
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html

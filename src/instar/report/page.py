@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from instar.corpus.accounts import MANIFEST
 from instar.files import read_json, write_json, write_text
-from instar.report import plots, tables
+from instar.report import keeping, plots, tables
 from instar.report.corpus import write_page
 from instar.report.resources import timelines
 from instar.report.tables import Record, Stage
@@ -94,6 +94,9 @@ CURVES = {
     "raw_score": ("Reward-model score, before penalties", ""),
     "kl": ("KL from reference, nats a reply (sampled)", ""),
     "kl_to_reference": ("KL from reference, nats a token (k3)", ""),
+    "kl_to_start": ("KL from the start", "nats a token"),
+    "l2_sp": ("L2-SP penalty", "nats a token"),
+    "ewc": ("EWC penalty", "nats a token"),
     "approx_kl": ("KL from the sampling policy", "nats"),
     "entropy": ("Entropy", "nats"),
     "clip_fraction": ("Clip fraction", ""),
@@ -123,17 +126,25 @@ def write_report(run: Path) -> tuple[Path, Path]:
     manifest = read_json(own / MANIFEST) if (own / MANIFEST).exists() else {}
     if manifest:
         write_page(own)
-    write_text(as_html, render(record, stages, manifest))
+    taught = run / "continual" / "table.json"
+    later = read_json(taught) if taught.exists() else {}
+    write_text(as_html, render(record, stages, manifest, later))
     return as_json, as_html
 
 
-def render(record: Record, stages: Sequence[Stage], corpus: Record | None = None) -> str:
+def render(
+    record: Record,
+    stages: Sequence[Stage],
+    corpus: Record | None = None,
+    taught: Record | None = None,
+) -> str:
     """The page.
 
     Args:
         record: The run's numbers (``tables.summarise``).
         stages: The stages that they come from.
         corpus: The accounts of the user's own text, if the life began with one.
+        taught: What ``instar continual`` found, if it was run.
     """
     sat = [stage for stage in stages if stage.exams]
     spoke = [stage for stage in stages if stage.samples]
@@ -143,6 +154,7 @@ def render(record: Record, stages: Sequence[Stage], corpus: Record | None = None
         names={stage.name: NAMES.get(stage.name, (stage.name, "")) for stage in stages},
         summary=summary(record),
         corpus=corpus,
+        taught=taught and {"rows": keeping.ordered(taught), "chart": keeping.drawn(taught)},
         resources=_resources(stages),
         timelines=timelines(stages),
         curves={stage.name: charts for stage in stages if (charts := _curves(stage))},

@@ -96,7 +96,7 @@ def curve(lines: Sequence[Line], title: str, unit: str, stage: str) -> Markup:
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize=8)
         last = ", ".join(f"{line.label} ends at {line.values[-1]:.3g}" for line in lines)
-        return _inline(figure, f"{title} over the steps of {stage}: {last}")
+        return inline(figure, f"{title} over the steps of {stage}: {last}")
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def timeline(stretches: Sequence[Stretch], title: str, unit: str) -> Markup:
         axes.grid(axis="y")
         axes.locator_params(axis="y", nbins=5)
         told = ", ".join(f"{s.label} at most {max(s.values):,.3g}" for s in stretches)
-        return _inline(figure, f"{title} in {unit} over the whole life: {told}")
+        return inline(figure, f"{title} in {unit} over the whole life: {told}")
 
 
 def bars(labels: Sequence[str], values: Sequence[float], title: str, unit: str) -> Markup:
@@ -174,7 +174,7 @@ def bars(labels: Sequence[str], values: Sequence[float], title: str, unit: str) 
         axes.margins(x=0.14)
         axes.set_title(f"{title} ({unit})", loc="left", fontsize=10)
         told = "; ".join(f"{k} {v:,.3g}" for k, v in zip(labels, values, strict=True))
-        return _inline(figure, f"{title} in {unit}: {told}")
+        return inline(figure, f"{title} in {unit}: {told}")
 
 
 def _thin(values: Sequence[float]) -> np.ndarray:
@@ -194,7 +194,7 @@ def _running_mean(values: np.ndarray, reach: int) -> np.ndarray:
     return np.convolve(values, np.full(width, 1 / width), mode="valid")
 
 
-def _inline(figure: Figure, description: str) -> Markup:
+def inline(figure: Figure, description: str) -> Markup:
     """The drawing as an element that can stand in a page among others of its kind."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})

@@ -1,0 +1,236 @@
+"""Models without training: an adapter melted into its base, or several models made into one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+import instar
+from instar.adapters.io import CONFIG, is_adapter
+from instar.adapters.opening import content_of, load_model, load_tokenizer, merged
+from instar.adapters.vectors import dare, ties
+from instar.checkpoint import save_model
+from instar.errors import UserError
+from instar.files import atomic_directory, read_json
+from instar.lineage import Cost, Stopwatch, hash_value, peak_rss_bytes, write_lineage
+from instar.model import CausalLM, ScoreModel
+from instar.tokenizer.hf import Tokenizer
+from instar.training.display import Display
+
+Method = Literal["average", "slerp", "ties", "dare"]
+Mix = Callable[[list[Tensor], Tensor | None], Tensor]
+"""One tensor of the product, from those of the models and that of the base."""
+
+PARALLEL = 1e-4
+"""Sine of the angle below which two directions count as one, and a straight line is taken."""
+
+
+@dataclass
+class Arguments:
+    """Melt an adapter into its base, or make one model out of several of the same shape.
+
+    With one directory, which must be an adapter, the product is a model that says the same without
+    it. With several, `average` takes the mean of the weights (model soups), `slerp` goes from the
+    first to the second along the sphere, and `ties` and `dare` add up what each model learnt since
+    a common base.
+    """
+
+    models: Annotated[list[Path], tyro.conf.Positional]
+    """An adapter, or two or more checkpoints."""
+    out: Path
+    """Directory to write."""
+    method: Method = "average"
+    """How several models become one."""
+    weights: list[float] = field(default_factory=list)
+    """One a model. Of `average` and `slerp` only their shares count; equal ones by default. Of
+    `ties` and `dare` they are factors of what each model learnt: by default 1, and of `dare`, which
+    adds up where `ties` takes means, one over the number of models."""
+    density: float = 0.5
+    """Of `ties` and `dare`: the share of each model's changes that is kept."""
+    base: Path | None = None
+    """Of `ties` and `dare`: the checkpoint that all of them began with. Of an adapter: where its
+    base lies, if not where the adapter says."""
+    seed: int = 0
+    """Of `dare`: decides which changes are kept."""
+
+
+def main(argv: list[str]) -> int:
+    """The verb ``merge``."""
+    arguments = tyro.cli(Arguments, args=argv, prog="instar merge", description=Arguments.__doc__)
+    with Display() as display:
+        display.note(f"merge: wrote {merge(arguments)}")
+    return 0
+
+
+def merge(arguments: Arguments) -> Path:
+    """Write the product's directory, with all parents in its ``lineage.json``.
+
+    Raises:
+        UserError: The models do not fit together, or an option does not fit the method.
+    """
+    watch, models = Stopwatch(), arguments.models
+    if arguments.out.exists():
+        raise UserError(f"{arguments.out} exists", "Choose another --out.")
+    if len(models) == 1:
+        product, tokenizer = _melted(models[0], arguments.base)
+    else:
+        product, tokenizer = _mixed(arguments)
+    parents = [*models, *([arguments.base] if arguments.base else [])]
+    settings = {k: v for k, v in asdict(arguments).items() if k != "out"}
+    settings |= {"models": [str(m) for m in models], "base": str(arguments.base or "") or None}
+    record: dict[str, Any] = {
+        "config": {"stage": "merge", **settings},
+        "data": {},
+        "parents": {str(path): content_of(path, arguments.base) for path in parents},
+        "version": instar.__version__,
+    }
+    record["fingerprint"] = hash_value(record)
+    with atomic_directory(arguments.out) as directory:
+        save_model(product, directory, tokenizer)
+        cost = Cost(watch.wall_s, watch.cpu_s, peak_rss_bytes=peak_rss_bytes())
+        size = sum(p.numel() for p in product.parameters())
+        write_lineage(directory, record | {"stage": "merge", "parameters": size}, cost)
+    return arguments.out
+
+
+def _melted(directory: Path, base: Path | None) -> tuple[CausalLM | ScoreModel, Tokenizer]:
+    """An adapter's base with the adapter in its weights, and their tokenizer."""
+    if not is_adapter(directory):
+        raise UserError(
+            f"{directory} is no adapter: it has no {CONFIG}",
+            "Name an adapter, or two or more checkpoints.",
+        )
+    return merged(directory, base), load_tokenizer(directory, base)
+
+
+def _mixed(arguments: Arguments) -> tuple[CausalLM | ScoreModel, Tokenizer]:
+    """Several models as one, and the tokenizer of the first."""
+    paths = arguments.models
+    mix = _mix(arguments, _factors(arguments))
+    with_base = [arguments.base] if arguments.base else []
+    models = [_load(path) for path in [*paths, *with_base]]
+    for path, model in zip([*paths, *with_base][1:], models[1:], strict=True):
+        _check_alike(paths[0], models[0], path, model)
+    weights = [dict(model.named_parameters()) for model in models]
+    base = weights.pop() if with_base else {}
+    with torch.no_grad():
+        for name, weight in models[0].named_parameters():
+            weight.copy_(mix([own[name].detach() for own in weights], base.get(name)))
+    return models[0], Tokenizer.load(paths[0])
+
+
+def _factors(arguments: Arguments) -> list[float]:
+    """One factor a model; together one, where models and not what they learnt are added up."""
+    count, method = len(arguments.models), arguments.method
+    weights = arguments.weights or [1.0 if method == "ties" else 1 / count] * count
+    if len(weights) != count or sum(weights) <= 0 or min(weights) < 0:
+        raise UserError(
+            f"--weights is {weights}, for {count} models",
+            "Give one weight a model, none of them negative and not all of them zero.",
+        )
+    if method in ("ties", "dare"):
+        return weights
+    return [weight / sum(weights) for weight in weights]
+
+
+def _mix(arguments: Arguments, factors: list[float]) -> Mix:
+    """The method as a function of one tensor of each model.
+
+    Raises:
+        UserError: It cannot be used on these.
+    """
+    method, density = arguments.method, arguments.density
+    needs_base = method in ("ties", "dare")
+    if needs_base != (arguments.base is not None):
+        raise UserError(
+            f"--method {method} {'needs' if needs_base else 'has no use for'} a --base",
+            "Name the checkpoint that all models began with." if needs_base else "Leave it out.",
+        )
+    if not 0 < density <= 1:
+        raise UserError(f"--density is {density}", "Give a share above 0 and up to 1.")
+    if method == "average":
+        return lambda tensors, _: average(tensors, factors)
+    if method == "slerp":
+        if len(factors) != 2:
+            raise UserError(f"slerp is for two models, not {len(factors)}", "Use average.")
+        return lambda tensors, _: slerp(tensors[0], tensors[1], factors[1])
+
+    generator = torch.Generator().manual_seed(arguments.seed)
+
+    def changed(tensors: list[Tensor], base: Tensor | None) -> Tensor:
+        assert base is not None
+        learnt = [tensor - base for tensor in tensors]
+        if method == "ties":
+            return base + ties(learnt, factors, density)
+        return base + dare(learnt, factors, density, generator)
+
+    return changed
+
+
+def average(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """``sum_i share_i w_i``, a model soup (Wortsman et al. 2022, arXiv:2203.05482).
+
+    Args:
+        tensors: The same weight of each model.
+        shares: Together one.
+    """
+    return torch.stack([share * w for share, w in zip(shares, tensors, strict=True)]).sum(dim=0)
+
+
+def slerp(first: Tensor, second: Tensor, t: float) -> Tensor:
+    """Spherical linear interpolation (Shoemake 1985, "Animating rotation with quaternion curves").
+
+    ``sin((1-t) omega) / sin(omega) a + sin(t omega) / sin(omega) b`` with omega the angle between
+    both, taken as vectors. The straight mean of two long vectors that point elsewhere is shorter
+    than either; on the sphere the length stays. Where they have one direction, or opposite ones,
+    the circle is not defined, and the straight line is taken.
+
+    Args:
+        first: A weight of the first model, a.
+        second: The same of the second, b.
+        t: How far to go from the first (0) to the second (1).
+    """
+    a, b = first.double().flatten(), second.double().flatten()
+    lengths = a.norm() * b.norm()
+    cosine = (a @ b / lengths).clamp(-1, 1) if lengths > 0 else torch.ones((), dtype=a.dtype)
+    omega = torch.acos(cosine)
+    if torch.sin(omega) < PARALLEL:
+        mixed = (1 - t) * a + t * b
+    else:
+        mixed = (torch.sin((1 - t) * omega) * a + torch.sin(t * omega) * b) / torch.sin(omega)
+    return mixed.view_as(first).to(first.dtype)
+
+
+def _load(directory: Path) -> CausalLM | ScoreModel:
+    if is_adapter(directory):
+        raise UserError(f"{directory} is an adapter", "Merge it into its base first.")
+    return load_model(directory)
+
+
+def _check_alike(
+    first: Path, model: CausalLM | ScoreModel, second: Path, other: CausalLM | ScoreModel
+) -> None:
+    """Raise ``UserError`` if two checkpoints have no common weights, or mean other tokens."""
+    if type(model) is not type(other):
+        raise UserError(
+            f"{first} holds a {type(model).__name__}, {second} a {type(other).__name__}",
+            "Merge models of one kind.",
+        )
+    shapes, others = model.config.model_dump(), other.config.model_dump()
+    different = [name for name, value in shapes.items() if others[name] != value]
+    if different:
+        name = different[0]
+        raise UserError(
+            f"{name} is {shapes[name]} in {first} and {others[name]} in {second}",
+            "Merge models of one shape.",
+        )
+    if read_json(first / "tokenizer.json") != read_json(second / "tokenizer.json"):
+        raise UserError(
+            f"{first} and {second} have different tokenizers", "Merge models that share one."
+        )

@@ -1,0 +1,197 @@
+"""Several models made into one: numbers by hand, and what must hold for all of them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from instar import merging
+from instar.adapters.base import DEFAULT, add, learnt_parts
+from instar.adapters.bitfit import BitFitConfig
+from instar.adapters.io import save_adapter
+from instar.adapters.lora import LoRAConfig
+from instar.checkpoint import load_causal_lm, save_model
+from instar.errors import UserError
+from instar.files import read_json
+from instar.merging import Arguments, average, merge, slerp
+from instar.model import CausalLM, ModelConfig, ScoreModel
+from instar.model.transformer import initialize
+from instar.tokenizer.hf import Tokenizer, save_tokenizer
+
+CONFIG = ModelConfig(
+    vocab_size=262,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    max_position_embeddings=32,
+)
+
+
+def checkpoint(
+    directory: Path,
+    seed: int,
+    config: ModelConfig = CONFIG,
+    tokens: int = 64,
+    kind: type = CausalLM,
+) -> Path:
+    save_tokenizer(directory, [], tokens)
+    model = kind(config)
+    initialize(model, config, torch.Generator().manual_seed(seed))
+    save_model(model, directory, Tokenizer.load(directory))
+    return directory
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return {name: p.detach() for name, p in load_causal_lm(directory).named_parameters()}
+
+
+def test_an_average_by_hand() -> None:
+    mixed = average([torch.tensor([1.0, 4.0]), torch.tensor([5.0, 0.0])], [0.25, 0.75])
+    assert mixed.tolist() == [4.0, 1.0]
+
+
+def test_slerp_by_hand() -> None:
+    """A third of a right angle, between vectors of length 1."""
+    x, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    found = slerp(x, y, 1 / 3)
+    expected = [math.cos(math.pi / 6), math.sin(math.pi / 6)]
+    assert found.tolist() == pytest.approx(expected)
+    # The straight mean of both is shorter; on the circle the length stays.
+    assert slerp(x, y, 0.5).norm() == pytest.approx(1.0)
+    assert average([x, y], [0.5, 0.5]).norm() == pytest.approx(math.sqrt(0.5))
+
+
+@pytest.mark.parametrize("other", [[2.0, 4.0], [-1.0, -2.0], [0.0, 0.0]], ids=str)
+def test_slerp_takes_the_straight_line_where_there_is_no_circle(other: list[float]) -> None:
+    a, b = torch.tensor([1.0, 2.0]), torch.tensor(other)
+    assert torch.allclose(slerp(a, b, 0.25), 0.75 * a + 0.25 * b)
+
+
+def test_slerp_goes_from_one_to_the_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(5, 7, generator=generator) for _ in range(2))
+    assert torch.allclose(slerp(a, b, 0.0), a) and torch.allclose(slerp(a, b, 1.0), b)
+    assert torch.allclose(slerp(a, b, 0.3), slerp(b, a, 0.7), atol=1e-6)
+
+
+def test_the_mean_of_two_checkpoints(tmp_path: Path) -> None:
+    a, b = checkpoint(tmp_path / "a", 0), checkpoint(tmp_path / "b", 1)
+    out = merge(Arguments([a, b], tmp_path / "out", weights=[3.0, 1.0]))
+    first, second, mixed = weights(a), weights(b), weights(out)
+    for name, weight in mixed.items():
+        assert torch.allclose(weight, 0.75 * first[name] + 0.25 * second[name]), name
+    lineage = read_json(out / "lineage.json")
+    assert lineage["stage"] == "merge"
+    assert list(lineage["parents"]) == [str(a), str(b)]
+    assert lineage["parents"][str(a)] != lineage["parents"][str(b)]
+    assert Tokenizer.load(out).vocab_size == 262
+
+
+@pytest.mark.parametrize("method", ["average", "slerp"])
+def test_a_model_and_itself_is_itself(tmp_path: Path, method: str) -> None:
+    a = checkpoint(tmp_path / "a", 0)
+    out = merge(Arguments([a, a], tmp_path / "out", method=method))  # type: ignore[arg-type]
+    found = weights(out)
+    assert all(torch.allclose(weight, found[name]) for name, weight in weights(a).items())
+
+
+def test_ties_and_dare_are_given_what_was_learnt_since_the_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stand-ins whose sums can be checked: their own numbers are tested where they are."""
+    seen = []
+
+    def ties(deltas: list, factors: list[float], density: float) -> torch.Tensor:
+        seen.append((factors, density))
+        return sum(f * d for f, d in zip(factors, deltas, strict=True))  # type: ignore[return-value]
+
+    def dare(deltas: list, factors: list[float], density: float, generator: object) -> object:
+        return ties(deltas, factors, density)
+
+    monkeypatch.setattr("instar.merging.ties", ties)
+    monkeypatch.setattr("instar.merging.dare", dare)
+    base, a, b = (checkpoint(tmp_path / name, seed) for seed, name in enumerate("sab"))
+    for method, factors in (("ties", [1.0, 1.0]), ("dare", [0.5, 0.5])):
+        out = merge(
+            Arguments([a, b], tmp_path / method, method=method, base=base, density=0.2)  # type: ignore[arg-type]
+        )
+        assert seen[-1] == (factors, 0.2)
+        start, first, second, mixed = map(weights, (base, a, b, out))
+        for name, weight in mixed.items():
+            learnt = factors[0] * (first[name] - start[name] + second[name] - start[name])
+            assert torch.allclose(weight, start[name] + learnt, atol=1e-6), name
+        assert str(base) in read_json(out / "lineage.json")["parents"]
+
+
+def test_an_adapter_is_melted_into_its_base(tmp_path: Path) -> None:
+    base = checkpoint(tmp_path / "base", 3)
+    model = load_causal_lm(base)
+    add(model, LoRAConfig(rank=2))
+    with torch.no_grad():
+        for part in learnt_parts(model, DEFAULT).values():
+            part.lora_B.weight.fill_(0.1)
+    adapter = tmp_path / "adapter"
+    save_adapter(model, DEFAULT, adapter, base)
+    out = merge(Arguments([adapter], tmp_path / "merged"))
+    ids = torch.arange(6, 30)[None]
+    with torch.no_grad():
+        spoken, found = model.eval()(ids), load_causal_lm(out).eval()(ids)
+    torch.testing.assert_close(found, spoken, rtol=0, atol=1e-5)
+    assert not torch.allclose(found, load_causal_lm(base)(ids))
+    assert Tokenizer.load(out).vocab_size == Tokenizer.load(base).vocab_size
+    assert set(read_json(out / "lineage.json")["parents"]) == {str(adapter)}
+    with pytest.raises(UserError, match="is an adapter"):
+        merge(Arguments([base, adapter], tmp_path / "both"))
+    moved = base.rename(tmp_path / "moved")
+    again = merge(Arguments([adapter], tmp_path / "again", base=moved))
+    parents = read_json(again / "lineage.json")["parents"]
+    assert parents[str(adapter)] == read_json(out / "lineage.json")["parents"][str(adapter)]
+
+
+def test_biases_that_a_family_has_no_place_for_are_refused(tmp_path: Path) -> None:
+    base = checkpoint(tmp_path / "base", 0)
+    model = load_causal_lm(base)
+    add(model, BitFitConfig())
+    save_adapter(model, DEFAULT, tmp_path / "adapter", base)
+    with pytest.raises(UserError, match=r"proj\.bias, which the family qwen3 has no place for"):
+        merge(Arguments([tmp_path / "adapter"], tmp_path / "merged"))
+    assert not (tmp_path / "merged").exists()
+
+
+def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
+    a, b = checkpoint(tmp_path / "a", 0), checkpoint(tmp_path / "b", 1)
+    wide = checkpoint(tmp_path / "wide", 0, CONFIG.model_copy(update={"intermediate_size": 32}))
+    scorer = checkpoint(tmp_path / "scorer", 0, kind=ScoreModel)
+    other = checkpoint(tmp_path / "other", 0)
+    (other / "tokenizer.json").write_text("{}", encoding="utf-8")
+
+    def refused(match: str, models: list[Path], **options: object) -> None:
+        with pytest.raises(UserError, match=match):
+            merge(Arguments(models, tmp_path / "out", **options))  # type: ignore[arg-type]
+        assert not (tmp_path / "out").exists()
+
+    refused("is no adapter", [a])
+    refused("intermediate_size is 24 in .* and 32 in", [a, wide])
+    refused("different tokenizers", [a, other])
+    refused("holds a CausalLM", [a, scorer])
+    refused("for 2 models", [a, b], weights=[1.0])
+    refused("for 2 models", [a, b], weights=[1.0, -2.0])
+    refused("slerp is for two models, not 3", [a, b, a], method="slerp")
+    refused("needs a --base", [a, b], method="ties")
+    refused("has no use for a --base", [a, b], base=a)
+    refused("--density is 0", [a, b], method="ties", base=a, density=0.0)
+
+
+def test_the_verb(tmp_path: Path) -> None:
+    a, b = checkpoint(tmp_path / "a", 0), checkpoint(tmp_path / "b", 1)
+    arguments = [str(a), str(b), "--method", "slerp", "--out", str(tmp_path / "out")]
+    assert merging.main(arguments) == 0
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    with pytest.raises(UserError, match="out exists"):
+        merging.main(arguments)
