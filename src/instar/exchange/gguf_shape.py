@@ -1,0 +1,297 @@
+"""A model's shape in two spellings: the keys of a GGUF file, and ``config.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from instar.errors import UserError
+from instar.exchange.gguf_names import ARCHITECTURES, ROPE_FACTORS, architecture_of
+from instar.exchange.rope_factors import llama3_factors, llama3_settings
+
+SIZES = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+}
+"""What every file says; GGUF's keys follow the architecture's name and a dot."""
+
+GPT2_SIZES = {
+    "block_count": "n_layer",
+    "context_length": "n_positions",
+    "embedding_length": "n_embd",
+    "feed_forward_length": "n_inner",
+    "attention.head_count": "n_head",
+}
+EXPERT_SIZES = {
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+}
+THETA = 10_000.0
+"""The base of rotary frequencies where nothing is said."""
+
+YARN = {"beta_fast": 32, "beta_slow": 1, "attention_factor": None, "mscale": None, "truncate": True}
+"""What llama.cpp and transformers both take for granted of YaRN."""
+
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+}
+"""``config.json``'s model type to the class that it names."""
+
+
+class Keys:
+    """The keys of one architecture.
+
+    Args:
+        metadata: All keys of the file.
+        arch: The architecture.
+    """
+
+    def __init__(self, metadata: Mapping[str, Any], arch: str) -> None:
+        self._metadata, self._arch = metadata, arch
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or the default."""
+        return self._metadata.get(f"{self._arch}.{key}", default)
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """One whole number.
+
+        Raises:
+            UserError: It is missing, no size, or differs from block to block.
+        """
+        value = self.get(key, default)
+        if value is None:
+            raise UserError(f"the file has no key {self._arch}.{key}", "Download it again.")
+        several = set(value) if isinstance(value, list) else {value}
+        if len(several) != 1:
+            raise UserError(
+                f"{self._arch}.{key} differs from block to block", "instar's blocks are all alike."
+            )
+        size = several.pop()
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"{self._arch}.{key} is {size!r}", "Download the file again.")
+        return size
+
+
+def to_config(
+    metadata: Mapping[str, Any], arch: str, vocab_size: int, tensors: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What ``config.json`` holds for the model of a GGUF file, control tokens apart.
+
+    Args:
+        metadata: The file's keys.
+        arch: One of ``ARCHITECTURES``.
+        vocab_size: Rows of the embedding.
+        tensors: Name to tensor; only ``rope_freqs.weight`` is looked at, the others named.
+
+    Raises:
+        UserError: A key is missing, or asks for something that instar does not have.
+    """
+    keys = Keys(metadata, arch)
+    tied = "output.weight" not in tensors
+    if arch == "gpt2":
+        return _gpt2_config(keys, vocab_size, tied)
+    config: dict[str, Any] = {"model_type": ARCHITECTURES[arch].model_types[0]}
+    config["vocab_size"] = vocab_size
+    skipped = {"feed_forward_length"} if ARCHITECTURES[arch].has_experts else set()
+    config |= {name: keys.size(key) for key, name in SIZES.items() if key not in skipped}
+    heads = config["num_attention_heads"]
+    config["num_key_value_heads"] = keys.size("attention.head_count_kv", heads)
+    config["head_dim"] = keys.size("attention.key_length", config["hidden_size"] // heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if keys.size(key, config["head_dim"]) != config["head_dim"]:
+            raise UserError(
+                f"{arch}.{key} is {keys.get(key)} and a head is {config['head_dim']} wide",
+                "instar's heads are as wide for values as for keys, and rotate whole.",
+            )
+    epsilon = keys.get("attention.layer_norm_rms_epsilon", 1e-6)
+    # A float32 of 1e-05 is 9.999999747e-06 in Python; the shortest decimal is what was meant.
+    config["rms_norm_eps"] = float(str(np.float32(epsilon)))
+    config["hidden_act"] = "silu"
+    config["tie_word_embeddings"] = tied
+    biased = "blk.0.attn_q.bias" in tensors
+    if arch != "qwen2":  # whose queries, keys and values always have biases
+        config["attention_bias"] = biased
+    if arch == "llama":
+        config["mlp_bias"] = "blk.0.ffn_up.bias" in tensors
+    config |= _rope(keys, config, tensors)
+    config |= _window(keys, arch)
+    if ARCHITECTURES[arch].has_experts:
+        config |= {name: keys.size(key) for key, name in EXPERT_SIZES.items()}
+        config["intermediate_size"] = keys.size(
+            "feed_forward_length", config["moe_intermediate_size"]
+        )
+        config |= {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+    return config | {"architectures": [CLASSES[config["model_type"]]]}
+
+
+def _gpt2_config(keys: Keys, vocab_size: int, tied: bool) -> dict[str, Any]:
+    config = {name: keys.size(key) for key, name in GPT2_SIZES.items()}
+    epsilon = keys.get("attention.layer_norm_epsilon", 1e-5)
+    return {
+        "model_type": "gpt2",
+        "vocab_size": vocab_size,
+        **config,
+        "layer_norm_epsilon": float(str(np.float32(epsilon))),
+        "activation_function": "gelu_new",
+        "tie_word_embeddings": tied,
+        "architectures": [CLASSES["gpt2"]],
+    }
+
+
+def _window(keys: Keys, arch: str) -> dict[str, Any]:
+    """Attention that looks back a limited way."""
+    window = keys.get("attention.sliding_window")
+    if not window:
+        return {}
+    if arch == "llama":
+        return {"model_type": "mistral", "sliding_window": int(window)}
+    return {"use_sliding_window": True, "sliding_window": int(window), "max_window_layers": 0}
+
+
+def _rope(keys: Keys, config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary settings, in the spelling of transformers 5 and in the one before."""
+    theta = float(keys.get("rope.freq_base", THETA))
+    kind = keys.get("rope.scaling.type", "none")
+    scaling: dict[str, Any] = {}
+    if ROPE_FACTORS in tensors:
+        factors = np.asarray(tensors[ROPE_FACTORS], dtype=np.float32)
+        scaling = {"rope_type": "llama3"} | llama3_settings(factors, config["head_dim"], theta)
+    elif kind in ("linear", "yarn"):
+        scaling = {"rope_type": kind, "factor": float(keys.get("rope.scaling.factor", 1.0))}
+        if kind == "yarn":
+            length = keys.size("rope.scaling.original_context_length")
+            scaling["original_max_position_embeddings"] = length
+    elif kind != "none":
+        raise UserError(
+            f"the file's rotary scaling is {kind!r}", "instar reads none, linear and yarn."
+        )
+    written: dict[str, Any] = {"rope_theta": theta}
+    written["rope_parameters"] = (scaling or {"rope_type": "default"}) | {"rope_theta": theta}
+    return written | ({"rope_scaling": scaling} if scaling else {})
+
+
+def from_config(config: Mapping[str, Any]) -> tuple[str, dict[str, int | float | str]]:
+    """The other way: GGUF's architecture, and its keys without the architecture's name.
+
+    Args:
+        config: What ``config.json`` holds.
+
+    Raises:
+        UserError: llama.cpp would compute something else than this model.
+    """
+    arch = architecture_of(config.get("model_type"))
+    _refuse_what_differs(config, arch)
+    if arch == "gpt2":
+        return arch, _gpt2_keys(config)
+    missing = [name for name in SIZES.values() if name not in config]
+    if missing:
+        raise UserError(f"config.json: `{missing[0]}` is missing", "Write the file again.")
+    keys: dict[str, int | float | str] = {key: config[name] for key, name in SIZES.items()}
+    heads = config["num_attention_heads"]
+    keys["attention.head_count_kv"] = config.get("num_key_value_heads") or heads
+    width = config.get("head_dim") or config["hidden_size"] // heads
+    keys |= {"attention.key_length": width, "attention.value_length": width}
+    keys["attention.layer_norm_rms_epsilon"] = config.get("rms_norm_eps", 1e-6)
+    keys["rope.dimension_count"] = width
+    keys["vocab_size"] = config["vocab_size"]
+    rope = rope_of(config)
+    keys["rope.freq_base"] = float(rope["rope_theta"])
+    if rope["rope_type"] in ("linear", "yarn"):
+        keys["rope.scaling.type"] = rope["rope_type"]
+        keys["rope.scaling.factor"] = float(rope["factor"])
+        if rope["rope_type"] == "yarn":
+            length = rope.get("original_max_position_embeddings")
+            keys["rope.scaling.original_context_length"] = (
+                length or config["max_position_embeddings"]
+            )
+    if window := window_of(config):
+        # llama.cpp looks back over everything: within the window that is the same.
+        keys["context_length"] = min(keys["context_length"], window)
+    if ARCHITECTURES[arch].has_experts:
+        experts = {
+            "num_experts": config.get("num_local_experts"),
+            **config,
+        }  # transformers 5's name
+        keys |= {key: experts[name] for key, name in EXPERT_SIZES.items()}
+    return arch, keys
+
+
+def _gpt2_keys(config: Mapping[str, Any]) -> dict[str, int | float | str]:
+    sizes = dict(config)
+    sizes["n_inner"] = config.get("n_inner") or 4 * config["n_embd"]
+    keys: dict[str, int | float | str] = {key: sizes[name] for key, name in GPT2_SIZES.items()}
+    keys["attention.layer_norm_epsilon"] = config.get("layer_norm_epsilon", 1e-5)
+    keys["vocab_size"] = config["vocab_size"]
+    return keys
+
+
+def window_of(config: Mapping[str, Any]) -> int | None:
+    """How many tokens attention looks back, where that is limited."""
+    uses = config.get("use_sliding_window", config.get("model_type") == "mistral")
+    return config.get("sliding_window") if uses else None
+
+
+def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary settings of a ``config.json`` of any age: at least `rope_type`, `rope_theta`.
+
+    Raises:
+        UserError: A GGUF file cannot say them.
+    """
+    rope = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
+    rope.setdefault("rope_type", rope.get("type", "default"))
+    rope.setdefault("rope_theta", config.get("rope_theta", THETA))
+    if rope["rope_type"] not in ("default", "linear", "yarn", "llama3"):
+        raise UserError(
+            f"config.json: the rotary scaling is {rope['rope_type']!r}",
+            "As GGUF instar writes default, linear, yarn and llama3.",
+        )
+    for name, granted in YARN.items():
+        if rope["rope_type"] == "yarn" and rope.get(name, granted) not in (granted, None):
+            raise UserError(
+                f"config.json: {name} of the rotary scaling is {rope[name]!r}",
+                f"A GGUF file is written for {granted!r} only.",
+            )
+    return rope
+
+
+def rope_factors(config: Mapping[str, Any]) -> np.ndarray | None:
+    """What ``rope_freqs.weight`` holds for this model; none where there is no such tensor."""
+    if config.get("model_type") == "gpt2" or rope_of(config)["rope_type"] != "llama3":
+        return None
+    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    rope = rope_of(config)
+    return llama3_factors(rope, width, float(rope["rope_theta"]))
+
+
+def _refuse_what_differs(config: Mapping[str, Any], arch: str) -> None:
+    """What llama.cpp takes for granted must be so."""
+    granted: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu",)}
+    if arch == "gpt2":
+        granted = {
+            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+            "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,),
+        }
+    if ARCHITECTURES[arch].has_experts:
+        granted |= {"norm_topk_prob": (True,), "decoder_sparse_step": (1,)}
+        granted["mlp_only_layers"] = ([], None)
+        if "norm_topk_prob" not in config:  # transformers then takes it for false
+            config = {**config, "norm_topk_prob": False}
+    for name, values in granted.items():
+        if name in config and config[name] not in values:
+            raise UserError(
+                f"config.json: {name} is {config[name]!r}",
+                f"llama.cpp computes this architecture with {values[0]!r} only.",
+            )
