@@ -5,9 +5,10 @@ import random
 import pytest
 import torch
 
-import instar.generation.engine as engine_module
 from instar.errors import UserError
 from instar.generation import GREEDY, Completion, Engine, Sampling, Stopping
+from instar.model import CausalLM
+from instar.model.transformer import initialize
 from instar.tokenizer.hf import Tokenizer
 
 NEVER_STOP = Stopping(frozenset(), max_new_tokens=12)
@@ -114,15 +115,14 @@ def test_stop_tokens_end_a_reply_and_stay_in_its_ids(engine: Engine, tokenizer: 
         assert reply.text == tokenizer.decode(longer.ids[:end])
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_dropping_finished_rows_changes_nothing(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, share: float
-):
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 24])
+def test_rows_that_come_and_go_change_nothing(engine: Engine, batch_size: int):
     prompts = random_prompts(7, 12)
     stopping = Stopping(stop_ids(engine, prompts), max_new_tokens=12)
     usual = engine.generate(prompts, CHANCE, stopping, samples=2)
-    monkeypatch.setattr(engine_module, "COMPACT_BELOW", share)
-    assert_same(engine.generate(prompts, CHANCE, stopping, samples=2), usual)
+    assert len({len(completion.ids) for completion in usual}) > 3
+    apart = engine.generate(prompts, CHANCE, stopping, samples=2, batch_size=batch_size)
+    assert_same(apart, usual)
 
 
 def test_stop_strings_are_never_shown(engine: Engine):
@@ -151,10 +151,16 @@ def test_split_characters_are_shown_whole(engine: Engine, tokenizer: Tokenizer):
     class Scripted(Engine):
         """Says what it was told to, byte by byte."""
 
-        def _write(self, replies, sampling):
-            for token in tokenizer.encode("龄虫, ok"):
-                replies[0].add(token, 0.0)
-                yield
+        script = tokenizer.encode("龄虫, ok")
+
+        def submit(self, request):
+            self.reply = super().submit(request)
+            return self.reply
+
+        def step(self):
+            self.reply.add(self.script.pop(0), 0.0)
+            if not self.script:
+                self.reply.end("stop")
 
     scripted = Scripted(engine.model, tokenizer)
     pieces = list(scripted.stream([6], GREEDY, Stopping(frozenset(), max_new_tokens=40)))
@@ -201,3 +207,35 @@ def test_broken_weights_are_reported(tokenizer: Tokenizer, engine: Engine):
     for sampling in (GREEDY, Sampling()):
         with pytest.raises(UserError, match="not numbers"):
             broken.generate([[7]], sampling, NEVER_STOP)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, CHANCE])
+def test_tokens_that_the_tokenizer_does_not_know_are_never_drawn(
+    engine: Engine, tokenizer: Tokenizer, sampling: Sampling
+):
+    # Many models round their vocabulary up; here the rows beyond it are the likeliest of all.
+    rows = tokenizer.vocab_size + 58
+    config = engine.model.config.model_copy(
+        update={"vocab_size": rows, "tie_word_embeddings": False}
+    )
+    model = CausalLM(config)
+    initialize(model, config, torch.Generator().manual_seed(1))
+    longer = Engine(model, tokenizer)
+    prompts = random_prompts(9, 4)
+    with torch.no_grad():
+        # Whatever the model thinks, an unknown row now says the same and a little more.
+        model.lm_head.weight[tokenizer.vocab_size :] = model.lm_head.weight[10:68] * 1.01
+    for prompt, completion in zip(
+        prompts, longer.generate(prompts, sampling, NEVER_STOP), strict=True
+    ):
+        assert max(completion.ids) < tokenizer.vocab_size
+        # Training needs the probability under the whole model.
+        logits = logits_of(longer, [*prompt, *completion.ids])[len(prompt) - 1 : -1]
+        logprobs = logits.log_softmax(-1)
+        assert completion.logprobs == pytest.approx(
+            [float(row[id]) for row, id in zip(logprobs, completion.ids, strict=True)], abs=1e-4
+        )
+    first = logits_of(longer, prompts[0])[-1]
+    known = int(first[: tokenizer.vocab_size].argmax())
+    [reply] = longer.generate(prompts[:1], GREEDY, NEVER_STOP)
+    assert reply.ids[0] == known

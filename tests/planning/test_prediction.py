@@ -113,7 +113,7 @@ def test_activations_are_those_of_the_widest_micro_batch(work: Workload) -> None
 
 def test_finished_rows_are_dropped_as_the_engine_drops_them() -> None:
     one = Experience([10, 12], [1, 2, 4, 4], steps=1, batch=Extent(4, 16, 11))
-    # Three of four left is not few enough to stay; then two, to the end.
+    # Rows leave at once: the shortest after its first token.
     assert list(decoding(one)) == [(3, 13), (2, 14), (2, 15)]
 
 
@@ -128,8 +128,9 @@ def test_an_exam_holds_its_cache_and_what_the_library_remembers(shape: ModelConf
     exam = Sitting([10] * 300, max_new_tokens=6)
     # Both batches have the same longest question; the first token needs no step.
     assert len(exam.products) == 2 * 5
-    cache = 1.75 * 256 * 16 * (3 * 2 * 2 * 8 * 4)
-    expected = 1e8 + SLACK * (4 * shape.parameters() + cache + 100 * KERNEL_BYTES)
+    cache = 256 * 16 * (3 * 2 * 2 * 8 * 4)
+    weights = 4 * (shape.parameters() + shape.matrix_parameters())
+    expected = 1e8 + SLACK * (weights + cache + 100 * KERNEL_BYTES)
     assert exam.memory(shape, base_bytes=1e8, kernels=100) == pytest.approx(expected)
 
 

@@ -1,122 +1,80 @@
-"""Many prompts in, many replies out: one prefill for each prompt, then one step for each token.
+"""Many requests in, many replies out: prompts are read once, then one step for each token.
 
-Replies are decoded side by side in batches. What a reply says never depends on its neighbours:
-rows are padded on the left, and each draws with random numbers of its own.
+Replies are written side by side, and come and go as they please. What a reply says never depends
+on its neighbours: each has a row of its own, and draws with random numbers of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from instar.checkpoint import load_causal_lm
+from instar.adapters.base import check_loaded
+from instar.adapters.opening import load_causal_lm, load_tokenizer
 from instar.distributed import default_device
 from instar.errors import UserError
-from instar.generation.sampling import Sampling, draw, warp
-from instar.generation.stopping import Stopping, StopScanner
-from instar.model.cache import KVCache
+from instar.generation.body import Format, fits
+from instar.generation.desk import Desk
+from instar.generation.reading import LeanReader, ModelReader, Reader
+from instar.generation.reply import Completion, Reply
+from instar.generation.request import Request
+from instar.generation.sampling import Sampling
+from instar.generation.stopping import Stopping
+from instar.machine import has_fast_bfloat16
 from instar.model.transformer import CausalLM
-from instar.tokenizer.hf import StreamDecoder, Tokenizer
+from instar.tokenizer.hf import Tokenizer
 
-COMPACT_BELOW = 0.75
-"""Finished rows are dropped once fewer than this share of a batch is still being written.
-
-Dropping copies the cache once; keeping them wastes their share of every further step.
-"""
+BUDGET = 512
+"""Tokens of prompts that a step of a server reads at most, so that replies at work do not stall."""
 
 
-@dataclass(frozen=True)
-class Completion:
-    """One finished reply.
-
-    Attributes:
-        ids: The drawn tokens, with the stop token if one was drawn: training needs it.
-        logprobs: Log-probability of each drawn token under the model itself (temperature 1, no
-            filters), in nats and float32.
-        finish: ``stop`` if a stop token or string ended it, ``length`` if there was no more room.
-        text: The reply as text, without stop token or stop string.
-    """
-
-    ids: list[int]
-    logprobs: list[float]
-    finish: Literal["stop", "length"]
-    text: str
-
-
-class Reply:
-    """A reply in the making: gathers tokens and text, and knows when to stop.
-
-    Args:
-        prompt: Token ids of the prompt.
-        limit: The most tokens to draw.
-        stopping: What else ends it.
-        tokenizer: Turns tokens into text.
-        key: Seed, number of the prompt, number of the sample: they alone decide the draws.
-    """
-
-    def __init__(
-        self,
-        prompt: Sequence[int],
-        limit: int,
-        stopping: Stopping,
-        tokenizer: Tokenizer,
-        key: tuple[int, int, int],
-    ) -> None:
-        self.prompt = prompt
-        self.limit = limit
-        self.key = key
-        self.ids: list[int] = []
-        self.logprobs: list[float] = []
-        self.text = ""
-        self.finish: Literal["stop", "length"] | None = None if limit else "length"
-        self._stop_ids = stopping.token_ids
-        self._decoder = StreamDecoder(tokenizer)
-        self._scanner = StopScanner(stopping.strings)
-
-    def uniforms(self) -> np.ndarray:
-        """The random numbers of this reply, one a token ``(limit,)``, float32 in [0, 1)."""
-        bits = np.random.Philox(np.random.SeedSequence(self.key))
-        return np.random.Generator(bits).random(self.limit, dtype=np.float32)
-
-    def add(self, token: int, logprob: float) -> None:
-        """Take in the next drawn token."""
-        self.ids.append(token)
-        self.logprobs.append(logprob)
-        if token in self._stop_ids:
-            self.finish = "stop"
-        else:
-            self.text += self._scanner.push(self._decoder.push(token))
-            if self._scanner.found:
-                self.finish = "stop"
-            elif len(self.ids) == self.limit:
-                self.finish = "length"
-        if self.finish:
-            self.text += self._scanner.push(self._decoder.flush()) + self._scanner.flush()
-
-    def completed(self) -> Completion:
-        """The finished reply."""
-        assert self.finish is not None
-        return Completion(self.ids, self.logprobs, self.finish, self.text)
+Precision = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 class Engine:
     """Generates text with a model; the model's weights and training mode stay as they are.
 
+    ``submit`` and ``step`` are for who serves: requests come and go. ``generate`` and ``stream``
+    are for who waits. One thread owns an engine.
+
+    A reply for which the context has no more room ends with ``length``; nothing is ever dropped
+    from the context to make room.
+
     Args:
         model: Runs in its own precision, on its own device.
         tokenizer: The model's tokenizer.
+        precision: Format of the matrices while writing. ``float32`` differs from the model by
+            rounding alone; ``auto`` is bfloat16 where that is faster; ``int8`` rounds the weights
+            to eight bits and takes the fewest bytes. A model that is more than a plain decoder
+            (adapters, experts, windows, GPT-2) runs as it is.
+        slots: The most replies that ``step`` writes side by side.
+
+    Raises:
+        UserError: ``precision`` is none of these, or ``slots`` is out of range.
     """
 
-    def __init__(self, model: CausalLM, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        tokenizer: Tokenizer,
+        *,
+        precision: Precision = "float32",
+        slots: int = 64,
+    ) -> None:
+        if slots < 1:
+            raise UserError(f"slots is {slots}", "Choose 1 or more.")
+        if precision not in get_args(Precision):
+            allowed = ", ".join(get_args(Precision))
+            raise UserError(f"precision is {precision!r}", f"Choose one of {allowed}.")
         self.model = model
         self.tokenizer = tokenizer
+        self.slots = slots
+        self.precision: Precision = precision
+        self._reader: Reader | None = None
+        self._desk: Desk | None = None
 
     @classmethod
     def load(cls, directory: Path) -> Engine:
@@ -125,7 +83,7 @@ class Engine:
         Raises:
             UserError: The directory holds no language model, or one with another tokenizer.
         """
-        model, tokenizer = load_causal_lm(directory), Tokenizer.load(directory)
+        model, tokenizer = load_causal_lm(directory), load_tokenizer(directory)
         if tokenizer.vocab_size > model.config.vocab_size:
             raise UserError(
                 f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model's"
@@ -133,6 +91,43 @@ class Engine:
                 "Put the tokenizer that the model was trained with there.",
             )
         return cls(model.to(default_device()), tokenizer)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits, nothing is at work."""
+        return self._desk is None or self._desk.idle
+
+    def submit(self, request: Request) -> Reply:
+        """Queue a request; ``step`` answers it.
+
+        Raises:
+            UserError: Its prompt is empty or longer than the context, it asks for an adapter that
+                is not loaded, or one of its numbers is out of range.
+        """
+        reply = self._open(request)
+        if self._desk is None or self._desk.idle:
+            self._look()
+            if self._desk is None or self._desk.reader is not self._reader:
+                self._desk = self._new_desk(self.slots, budget=BUDGET, retains=True)
+        if not reply.finish:
+            self._desk.waiting.append(reply)
+        return reply
+
+    def step(self) -> None:
+        """Admit waiting requests into free slots, then one token for everyone at work."""
+        if self._desk is not None:
+            self._desk.step()
+
+    def cancel(self, reply: Reply) -> None:
+        """End a reply; its slot is free at the next step."""
+        reply.end("cancelled")
+
+    def rest(self) -> None:
+        """Give back what memory is held between requests: copies of weights, and rows.
+
+        What is at work or waits is dropped. The next request takes it all up again.
+        """
+        self._reader = self._desk = None
 
     def generate(
         self,
@@ -157,7 +152,7 @@ class Engine:
                 batch size plays no part (up to rounding).
             numbers: The prompts' numbers; their places in ``prompts`` by default.
             batch_size: The most replies to write side by side.
-            progress: Called as ``progress(done, total)`` after every batch of replies.
+            progress: Called as ``progress(done, total)`` whenever replies are done.
 
         Returns:
             ``samples`` completions a prompt: prompt ``i``, sample ``j`` stands at
@@ -171,19 +166,35 @@ class Engine:
             raise UserError(f"samples is {samples}", "Choose 1 or more.")
         numbers = range(len(prompts)) if numbers is None else numbers
         replies = [
-            self._open(prompt, stopping, (seed, number, j))
+            self._open(Request(prompt, sampling, stopping, (seed, number, j)))
             for number, prompt in zip(numbers, prompts, strict=True)
             for j in range(samples)
         ]
+        self._answer(replies, batch_size, progress)
+        return [reply.completed() for reply in replies]
+
+    def _answer(
+        self, replies: list[Reply], batch_size: int, progress: Callable[[int, int], None] | None
+    ) -> None:
+        """Write replies to their ends, at a desk of their own."""
         # Neighbours of like length need little padding; the longest come first, so that a lack
         # of memory shows at once. The sort is stable: samples of a prompt stay together.
-        waiting = sorted((r for r in replies if not r.finish), key=lambda r: -len(r.prompt))
-        for first in range(0, len(waiting), batch_size):
-            for _ in self._write(waiting[first : first + batch_size], sampling):
-                pass
-            if progress:
-                progress(sum(reply.finish is not None for reply in replies), len(replies))
-        return [reply.completed() for reply in replies]
+        waiting = [reply for reply in replies if not reply.finish]
+        waiting.sort(key=lambda reply: -len(reply.request.prompt))
+        self._look()
+        rows = max(1, min(batch_size, len(waiting)))
+        desk = self._new_desk(rows, patience=max(1, rows // 8))
+        desk.waiting.extend(waiting)
+        # The last token is drawn but never read, hence one column less.
+        needed = [len(reply.request.prompt) + reply.limit - 1 for reply in waiting]
+        desk.columns = max(needed, default=0)
+        done = 0
+        while not desk.idle:
+            desk.step()
+            now = sum(reply.finish is not None for reply in replies)
+            if progress and now > done:
+                progress(now, len(replies))
+            done = now
 
     def stream(
         self, prompt: Sequence[int], sampling: Sampling, stopping: Stopping, seed: int = 0
@@ -202,153 +213,68 @@ class Engine:
         Raises:
             UserError: The prompt is empty or longer than the context (raised at the call).
         """
-        reply = self._open(prompt, stopping, (seed, 0, 0))
-        return self._pieces(reply, sampling)
+        return self._pieces(self.submit(Request(prompt, sampling, stopping, (seed, 0, 0))))
 
-    def _pieces(self, reply: Reply, sampling: Sampling) -> Iterator[str]:
+    def _pieces(self, reply: Reply) -> Iterator[str]:
         shown = 0
-        for _ in self._write([reply] if not reply.finish else [], sampling):
-            if len(reply.text) > shown:
-                yield reply.text[shown:]
-                shown = len(reply.text)
+        try:
+            while not reply.finish:
+                self.step()
+                if len(reply.text) > shown:
+                    yield reply.text[shown:]
+                    shown = len(reply.text)
+        finally:
+            self.cancel(reply)  # whoever stops listening frees the slot
 
-    def _open(self, prompt: Sequence[int], stopping: Stopping, key: tuple[int, int, int]) -> Reply:
-        """Check a prompt and begin its reply."""
-        context = self.model.config.max_position_embeddings
-        if key[0] < 0:
-            raise UserError(f"seed is {key[0]}", "Choose 0 or more.")
-        if not len(prompt):
-            raise UserError(f"prompt {key[1]} is empty", "Give it at least one token.")
-        if len(prompt) > context:
+    def _look(self) -> None:
+        """Choose how the model is read: the fast way if it is of a kind that allows it.
+
+        Adapters may have been put in, or melted, since the last time.
+        """
+        if not fits(self.model):
+            if not isinstance(self._reader, ModelReader):
+                self._reader = ModelReader(self.model)
+        elif not isinstance(self._reader, LeanReader):
+            device = next(self.model.parameters()).device
+            self._reader = LeanReader(self.model, format_of(self.precision, device))
+
+    def _new_desk(
+        self, rows: int, budget: int | None = None, retains: bool = False, patience: int = 1
+    ) -> Desk:
+        assert self._reader is not None
+        return Desk(
+            self._reader,
+            self.model.config,
+            self.tokenizer.vocab_size,
+            next(self.model.parameters()).device,
+            rows=rows,
+            budget=budget,
+            retains=retains,
+            patience=patience,
+        )
+
+    def _open(self, request: Request) -> Reply:
+        """Check a request and begin its reply."""
+        context, (seed, number, _) = self.model.context, request.key
+        if seed < 0:
+            raise UserError(f"seed is {seed}", "Choose 0 or more.")
+        if not len(request.prompt):
+            raise UserError(f"prompt {number} is empty", "Give it at least one token.")
+        if len(request.prompt) > context:
             raise UserError(
-                f"prompt {key[1]} has {len(prompt)} tokens, and the context of the model"
+                f"prompt {number} has {len(request.prompt)} tokens, and the context of the model"
                 f" (max_position_embeddings) is {context}",
                 "Shorten the prompt.",
             )
-        limit = min(stopping.max_new_tokens, context - len(prompt))
-        return Reply(prompt, limit, stopping, self.tokenizer, key)
-
-    def _write(self, replies: list[Reply], sampling: Sampling) -> Iterator[None]:
-        """Write a batch of replies to their ends; comes up for air after every token."""
-        if not replies:
-            return
-        with _thinking(self.model):
-            batch = _Batch(self.model, replies, sampling, self.tokenizer.pad_id)
-        while True:
-            with _thinking(self.model):
-                batch.draw()
-            yield  # outside of `_thinking`: the consumer keeps its gradients and training mode
-            if all(reply.finish for reply in batch.replies):
-                return
-            with _thinking(self.model):
-                batch.compact()
-                batch.advance()
+        if request.top_logprobs < 0:
+            raise UserError(f"top_logprobs is {request.top_logprobs}", "Choose 0 or more.")
+        check_loaded(self.model, request.adapter)
+        limit = min(request.stopping.max_new_tokens, context - len(request.prompt))
+        return Reply(request, limit, self.tokenizer)
 
 
-@contextmanager
-def _thinking(model: CausalLM) -> Iterator[None]:
-    """Evaluation mode without gradients, for a while.
-
-    Not ``inference_mode``: its tensors could not be used in training afterwards.
-    """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-class _Batch:
-    """Replies that are written side by side, one row each.
-
-    Args:
-        model: In evaluation mode.
-        replies: None of them finished.
-        sampling: How tokens are chosen.
-        pad_id: Fills the left end of short prompts; it is never attended to.
-
-    Attributes:
-        replies: The replies of the rows.
-    """
-
-    def __init__(
-        self, model: CausalLM, replies: list[Reply], sampling: Sampling, pad_id: int
-    ) -> None:
-        self.model, self.replies, self.sampling = model, replies, sampling
-        self.step = 0
-        weight = next(model.parameters())
-        device = weight.device
-        # Samples of one prompt have equal keys but for the last part; they share a prefill.
-        prompts = {reply.key[1]: reply.prompt for reply in replies}
-        row_of = {number: row for row, number in enumerate(prompts)}
-        longest = max(len(prompt) for prompt in prompts.values())
-        padding = [longest - len(prompt) for prompt in prompts.values()]
-        ids = [[pad_id] * n + list(p) for n, p in zip(padding, prompts.values(), strict=True)]
-        steps = max(reply.limit for reply in replies)
-        # The last token is drawn but never read, hence one column less.
-        capacity = longest + steps - 1
-        start = torch.tensor(padding, device=device)
-        self.cache = KVCache(model.config, start, capacity, weight.dtype)
-        logits = self._read(torch.tensor(ids, device=device))
-        rows = torch.tensor([row_of[reply.key[1]] for reply in replies], device=device)
-        if len(prompts) < len(replies):
-            self.cache = self.cache.rows(rows)
-        self.logits = logits[rows]
-        uniforms = np.zeros((len(replies), steps), dtype=np.float32)
-        for row, reply in zip(uniforms, replies, strict=True):
-            if not sampling.greedy:
-                row[: reply.limit] = reply.uniforms()
-        self.uniforms = torch.from_numpy(uniforms).to(device)
-        self.seen: Tensor | None = None
-        if sampling.repetition_penalty != 1:
-            self.seen = torch.zeros(self.logits.shape, dtype=torch.bool, device=device)
-            for row, reply in zip(self.seen, replies, strict=True):
-                row[list(reply.prompt)] = True
-
-    def draw(self) -> None:
-        """Choose the next token of every row and give it to its reply."""
-        warped = warp(self.logits, self.sampling, self.seen)
-        if self.sampling.greedy:
-            self.drawn = warped.argmax(dim=-1)
-        else:
-            self.drawn = draw(warped, self.uniforms[:, self.step])
-        if self.seen is not None:
-            self.seen.scatter_(1, self.drawn[:, None], True)
-        chosen = self.logits.gather(1, self.drawn[:, None]).squeeze(1)
-        logprobs = (chosen - self.logits.logsumexp(dim=-1)).tolist()
-        if any(logprob != logprob for logprob in logprobs):
-            raise UserError(
-                "the model's logits are not numbers (NaN)",
-                "Its training diverged or its file is damaged; use an earlier checkpoint.",
-            )
-        for reply, token, logprob in zip(self.replies, self.drawn.tolist(), logprobs, strict=True):
-            if not reply.finish:
-                reply.add(token, logprob)
-        self.step += 1
-
-    def compact(self) -> None:
-        """Drop the finished rows if there are enough of them."""
-        rows = [i for i, reply in enumerate(self.replies) if not reply.finish]
-        if len(rows) > COMPACT_BELOW * len(self.replies):
-            return
-        index = torch.tensor(rows, device=self.drawn.device)
-        self.cache = self.cache.rows(index)
-        self.replies = [self.replies[i] for i in rows]
-        self.drawn, self.uniforms = self.drawn[index], self.uniforms[index]
-        if self.seen is not None:
-            self.seen = self.seen[index]
-
-    def advance(self) -> None:
-        """Read the drawn tokens: one step of the model."""
-        self.logits = self._read(self.drawn[:, None])
-
-    def _read(self, ids: Tensor) -> Tensor:
-        """Logits after the last of the ids ``(B, V)``."""
-
-        def last(hidden: Tensor) -> Tensor:
-            return self.model.lm_head(hidden[:, -1]).float()
-
-        return self.model.read(last, ids, cache=self.cache)
+def format_of(precision: Precision, device: torch.device) -> Format:
+    """The format of the matrices; a machine is only asked where the user leaves it open."""
+    if precision == "auto":
+        return "bfloat16" if has_fast_bfloat16(device) else "float32"
+    return precision

@@ -6,7 +6,8 @@ Every filter is a pure function from logits to logits; a token that may not be d
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,6 +31,10 @@ class Sampling:
             (Nguyen et al. 2024, arXiv:2407.01082).
         repetition_penalty: Makes tokens that were already seen, the prompt included, less likely
             (Keskar et al. 2019, arXiv:1909.05858, section 4.1); 1 does nothing.
+        presence_penalty: Subtracted from the logit of every token that the reply already has.
+        frequency_penalty: Subtracted as often as the reply has the token. Both as OpenAI's API
+            defines them: ``logit - count * frequency_penalty - (count > 0) * presence_penalty``.
+        logit_bias: Added to the logits of these tokens.
 
     Raises:
         UserError: A value is out of range.
@@ -40,6 +45,9 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         _require(0 <= self.temperature < math.inf, self, "temperature", "0 (greedy) or more")
@@ -47,11 +55,24 @@ class Sampling:
         _require(0 < self.top_p <= 1, self, "top_p", "above 0 and at most 1")
         _require(0 <= self.min_p <= 1, self, "min_p", "between 0 and 1")
         _require(0 < self.repetition_penalty < math.inf, self, "repetition_penalty", "above 0")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _require(math.isfinite(getattr(self, name)), self, name, "finite")
+        for token, bias in self.logit_bias.items():
+            if not (math.isfinite(bias) and token >= 0):
+                raise UserError(
+                    f"logit_bias of token {token} is {bias}", "Choose a token and a finite number."
+                )
 
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken, without chance."""
         return self.temperature == 0
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what was already said plays a part."""
+        lowered = self.presence_penalty or self.frequency_penalty
+        return bool(lowered) or self.repetition_penalty != 1
 
 
 def _require(holds: bool, sampling: Sampling, field: str, allowed: str) -> None:

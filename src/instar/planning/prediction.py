@@ -6,7 +6,6 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
-from instar.generation.engine import COMPACT_BELOW
 from instar.model.config import ModelConfig
 from instar.objectives.functional import CHUNK, GRAIN, KEPT_LOGITS
 from instar.planning.hardware import Hardware
@@ -161,18 +160,20 @@ def _activations(work: Workload, speed: Speed) -> float:
 def _cache(work: Workload) -> float:
     """Keys and values of the largest rollout."""
     sizes = [len(one.replies) * (max(one.prompts) + max(one.replies)) for one in work.experience]
-    return cache_bytes(work.model, max(sizes, default=0))
+    if not sizes:
+        return 0.0
+    return 4 * work.model.matrix_parameters() + cache_bytes(work.model, max(sizes))
 
 
 def cache_bytes(model: ModelConfig, columns: int) -> float:
-    """Keys and values in float32, and their copy when finished rows are dropped.
+    """Keys and values in float32.
 
     Args:
         model: The shape.
         columns: Tokens of all rows together.
     """
     column = 2 * 4 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
-    return (1 + COMPACT_BELOW) * column * columns
+    return column * columns
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,9 @@ class Sitting:
         """
         rows = min(EXAM_ROWS, len(self.questions))
         columns = rows * (max(self.questions, default=0) + self.max_new_tokens)
-        held = 4 * model.parameters() + cache_bytes(model, columns)
+        # The engine writes with a copy of the matrices, laid out for that.
+        weights = 4 * (model.parameters() + model.matrix_parameters())
+        held = weights + cache_bytes(model, columns)
         return base_bytes + SLACK * (held + KERNEL_BYTES * min(MOST_KERNELS, kernels))
 
 
@@ -292,13 +295,11 @@ def sampling_s(work: Workload, speed: Speed, one: Experience) -> float:
 
 
 def decoding(one: Experience) -> Iterator[tuple[int, int]]:
-    """Rows and columns of each step that writes a token; finished rows are dropped now and then."""
-    rows, longest = len(one.replies), max(one.prompts)
+    """Rows and columns of each step that writes a token; finished rows take part no more."""
+    longest = max(one.prompts)
     for step in range(1, max(one.replies)):
         alive = sum(length > step for length in one.replies)
-        if alive <= COMPACT_BELOW * rows:
-            rows = alive
-        yield rows, longest + step
+        yield alive, longest + step
 
 
 def communication_bytes(work: Workload, devices: int, sharding: Sharding) -> float:

@@ -17,11 +17,12 @@ from instar.data.readers import place_of
 from instar.data.schema import Task
 from instar.distributed import gather_lists, world
 from instar.errors import UserError
-from instar.generation.engine import Completion, Engine
+from instar.generation.engine import Engine
+from instar.generation.reply import Completion
 from instar.generation.sampling import Sampling
 from instar.generation.stopping import Stopping
 from instar.model.sharding import gathered
-from instar.tokenizer.chat import render
+from instar.tokenizer.chat import prompt_ids
 
 Positive = Annotated[int, Gt(0)]
 
@@ -113,10 +114,8 @@ class RolloutSource:
                 f"rollout.minibatches is {config.minibatches}, a rollout has {replies} replies",
                 "Lower it, or gather more replies.",
             )
-        self._prompts = [
-            render(tokenizer, t["messages"], add_generation_prompt=True).ids for t in tasks
-        ]
-        context = engine.model.config.max_position_embeddings
+        self._prompts = [prompt_ids(tokenizer, task["messages"]) for task in tasks]
+        context = engine.model.context
         for place, ids in zip(places, self._prompts, strict=True):
             if len(ids) >= context:
                 raise UserError(
@@ -124,9 +123,7 @@ class RolloutSource:
                     "Shorten it; a reply needs room.",
                 )
         self._sampling = Sampling(temperature=config.temperature)
-        self._stopping = Stopping(
-            frozenset({tokenizer.im_end_id}), max_new_tokens=config.max_new_tokens
-        )
+        self._stopping = Stopping(tokenizer.turn_end_ids, max_new_tokens=config.max_new_tokens)
         self.sampled = 0
         """Tokens of all rollouts so far, prompts and padding included."""
         self._number = 0
@@ -160,6 +157,7 @@ class RolloutSource:
                 numbers=range(rank, len(chosen), size),
                 batch_size=self.config.prompts * samples,
             )
+        self.engine.rest()  # training needs the memory, and changes the weights
         groups = [replies[i : i + samples] for i in range(0, len(replies), samples)]
         completions = [reply for group in gather_lists(groups) for reply in group]
         asked = np.repeat(chosen, samples)

@@ -1,0 +1,85 @@
+"""One matrix, kept in the form in which a processor multiplies by it fastest."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Product(Protocol):
+    """``y = x W' + b``; takes any format of ``x`` and gives that of its weights."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product, along the last axis."""
+        ...
+
+
+class Plain:
+    """A matrix as it is.
+
+    Args:
+        weight: ``(outputs, inputs)``.
+        bias: Added, if there is one.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product, along the last axis."""
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+class Packed:
+    """A matrix in oneDNN's own order of blocks, which spares it to sort them at every call.
+
+    Its sums are cut in the same places for any number of rows, so that a row's result is the same
+    bits in any company; a single float32 row may go another way, and is therefore doubled.
+
+    Args:
+        weight: ``(outputs, inputs)``, on a processor.
+        bias: Added, if there is one.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.dtype, self.bias = weight.dtype, bias
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product, along the last axis."""
+        return _packed(x.to(self.dtype), self.weight, self.bias)
+
+
+def _packed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if x.dtype == torch.float32 and x.numel() == x.shape[-1]:
+        twice = torch.cat((x, x)) if x.dim() == 2 else torch.cat((x, x), dim=0)
+        return torch.ops.mkldnn._linear_pointwise(twice, weight, bias, "none", [], "")[:1]
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class Eight:
+    """A matrix in eight bits, with a scale for each output: half the bytes of bfloat16.
+
+    ``W = q * s`` with ``s = max |W| / 127`` of each row (Dettmers et al. 2022, arXiv:2208.07339,
+    section 2). Only the weights are rounded; sums are taken in float32.
+
+    Args:
+        weight: ``(outputs, inputs)``.
+        bias: Added, if there is one.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        scale = weight.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+        self.weight = (weight.float() / scale).round().to(torch.int8)
+        self.scale = scale.squeeze(1).bfloat16()
+        self.bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product, along the last axis."""
+        flat = x.to(torch.bfloat16).reshape(-1, x.shape[-1])
+        y = torch.ops.aten._weight_int8pack_mm(flat, self.weight, self.scale)
+        y = y.view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias

@@ -1,0 +1,142 @@
+"""How the engine asks the model: rows of tokens in, logits of what follows each row out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from instar.adapters.base import slots as slots_of
+from instar.adapters.rows import rows as adapters_by_row
+from instar.generation.body import Format, laid_out
+from instar.generation.lean import Body, Place, forward
+from instar.generation.slots import View
+from instar.model.transformer import CausalLM
+
+
+class Reader(Protocol):
+    """A model as the engine sees it."""
+
+    dtype: torch.dtype
+    """Of keys and values."""
+
+    def refresh(self) -> bool:
+        """Take over the model's weights if they have changed; whether they have."""
+        ...
+
+    def read(self, ids: Tensor, view: View, last: Tensor, adapters: Sequence[str | None]) -> Tensor:
+        """Take tokens in, and say what may follow.
+
+        Args:
+            ids: New tokens ``(R, T)``, padded on the right.
+            view: The rows that they belong to; takes up their keys and values.
+            last: The last real token of each row ``(R,)``.
+            adapters: Who speaks in each row.
+
+        Returns:
+            Logits after those ``(R, V)``, float32.
+        """
+        ...
+
+
+class ModelReader:
+    """The model itself, whatever it is made of.
+
+    Args:
+        model: Runs in its own precision; weights and training mode stay as they are.
+    """
+
+    def __init__(self, model: CausalLM) -> None:
+        self.model = model
+        self.dtype = next(model.parameters()).dtype
+        self._signature = signature(model)
+
+    def refresh(self) -> bool:
+        """The weights are the model's own; it only looks whether they have changed."""
+        before, self._signature = self._signature, signature(self.model)
+        return before != self._signature
+
+    def read(self, ids: Tensor, view: View, last: Tensor, adapters: Sequence[str | None]) -> Tensor:
+        """As ``Reader`` says."""
+        rows = torch.arange(len(ids), device=ids.device)
+
+        def head(hidden: Tensor) -> Tensor:
+            # A head of which each row has its own wants rows of tokens.
+            return self.model.lm_head(hidden[rows, last][:, None])[:, 0].float()
+
+        with thinking(self.model), self._speaking(adapters):
+            return self.model.read(head, ids, cache=view)
+
+    @contextmanager
+    def _speaking(self, adapters: Sequence[str | None]) -> Iterator[None]:
+        """Each row with its own adapter, where any asks for one."""
+        if not any(adapters):
+            with nullcontext():
+                yield
+            return
+        active = next((slot.active for slot in slots_of(self.model).values()), None)
+        with adapters_by_row(self.model, [name or active for name in adapters]):
+            yield
+
+
+class LeanReader:
+    """A copy of the model's weights, laid out for writing (``generation.lean``).
+
+    Args:
+        model: One that ``body.fits``.
+        format: Of the copied matrices.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, model: CausalLM, format: Format) -> None:
+        self.model = model
+        self.format: Format = format
+        self._signature: tuple[object, ...] | None = None
+        self._body: Body | None = None
+
+    def refresh(self) -> bool:
+        """Copy the weights again if they have changed."""
+        before, self._signature = self._signature, signature(self.model)
+        changed = before != self._signature
+        if changed:
+            self._body = None  # first, so that there are never two copies
+            self._body = laid_out(self.model, self.format)
+        return changed
+
+    def read(self, ids: Tensor, view: View, last: Tensor, adapters: Sequence[str | None]) -> Tensor:
+        """As ``Reader`` says."""
+        assert self._body is not None, "refresh comes first"
+        with torch.no_grad():
+            ends = None if ids.shape[1] == 1 else last
+            place = Place(view.store, view.chosen, view.numbers, view.lengths, view.width)
+            return forward(self._body, ids, place, ends)
+
+
+def signature(model: CausalLM) -> tuple[object, ...]:
+    """Something that changes when the model's weights, or the adapters that speak, do.
+
+    Every write in place counts a tensor's version up; what goes past that (``.data``) is not seen.
+    """
+    weights = tuple((id(weight), weight._version) for weight in model.parameters())
+    return weights, tuple(slot.active for slot in slots_of(model).values())
+
+
+@contextmanager
+def thinking(model: CausalLM) -> Iterator[None]:
+    """Evaluation mode without gradients, for a while.
+
+    Not ``inference_mode``: its tensors could not be used in training afterwards.
+    """
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,189 @@
+"""The engine's memory: a row of keys and values for each reply, each row with a length of its own.
+
+Rows are aligned on the left. What stands right of a row's length is never looked at, so that
+padding may be written there and is overwritten later.
+
+Shapes: R rows, KV key heads, C columns, E head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from instar.model.cache import KVCache
+from instar.model.config import ModelConfig
+
+COLUMNS = 64
+"""The used width of the cache is rounded up to a multiple of this.
+
+Sums over columns are then cut in the same places however long the neighbours are, which is what
+makes a row's result the same bits in any company; and compiled code meets few widths.
+"""
+
+WORTHWHILE = 32
+"""A common beginning of fewer tokens is computed again rather than looked for."""
+
+
+class Slots:
+    """Keys and values of all rows, and which tokens they are of.
+
+    Args:
+        config: Shape of the model.
+        most_rows: The most rows ever needed.
+        dtype: Type of keys and values.
+        device: Where they lie.
+
+    Attributes:
+        tokens: What each row holds; its length is theirs.
+        owners: The adapter that each row was computed with.
+    """
+
+    def __init__(
+        self, config: ModelConfig, most_rows: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.config, self.most_rows = config, most_rows
+        self.shape = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+        self.store = self._empty(0, 0, dtype, device)
+        self.tokens: list[list[int]] = []
+        self.owners: list[str | None] = []
+
+    def _empty(self, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        layers, heads, width = self.shape
+        # Zeros, since a hidden value still takes part in a product: with weight zero.
+        return torch.zeros(layers, 2, rows, heads, columns, width, dtype=dtype, device=device)
+
+    @property
+    def keys(self) -> Tensor:
+        """``(layers, R, KV, C, E)``."""
+        return self.store[:, 0]
+
+    @property
+    def values(self) -> Tensor:
+        """``(layers, R, KV, C, E)``."""
+        return self.store[:, 1]
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are by now."""
+        return self.store.shape[2]
+
+    @property
+    def columns(self) -> int:
+        """How many columns there are by now."""
+        return self.store.shape[4]
+
+    def reserve(self, rows: int, columns: int) -> None:
+        """Make room; what is there stays. Sizes at least double, so that this is rare."""
+        if rows <= self.rows and columns <= self.columns:
+            return
+        if rows > self.rows:
+            rows = max(rows, min(2 * self.rows, self.most_rows))
+        if columns > self.columns:
+            most = rounded(self.config.max_position_embeddings)
+            columns = rounded(max(columns, min(2 * self.columns, most)))
+        rows, columns = max(rows, self.rows), max(columns, self.columns)
+        grown = self._empty(rows, columns, self.store.dtype, self.store.device)
+        grown[:, :, : self.rows, :, : self.columns] = self.store
+        self.store = grown
+        self.tokens += [[] for _ in range(rows - len(self.tokens))]
+        self.owners += [None] * (rows - len(self.owners))
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Give one row the first columns of another."""
+        if source != target:
+            self.store[:, :, target, :, :length] = self.store[:, :, source, :, :length]
+        self.tokens[target] = self.tokens[source][:length]
+        self.owners[target] = self.owners[source]
+
+    def forget(self, first: int) -> None:
+        """The rows from ``first`` on hold nothing any more."""
+        for row in range(first, self.rows):
+            self.tokens[row] = []
+
+    def swap(self, a: int, b: int) -> None:
+        """Two rows change places."""
+        if a == b:
+            return
+        width = max(len(self.tokens[a]), len(self.tokens[b]))
+        first, second = (self.store[:, :, row, :, :width] for row in (a, b))
+        kept = first.clone()
+        first.copy_(second)
+        second.copy_(kept)
+        self.tokens[a], self.tokens[b] = self.tokens[b], self.tokens[a]
+        self.owners[a], self.owners[b] = self.owners[b], self.owners[a]
+
+    def nearest(self, prompt: list[int], owner: str | None) -> tuple[int, int]:
+        """The row that begins most like a prompt, and how many tokens of it can be taken over.
+
+        The last token is always read anew: what follows it is asked for. Fewer than ``WORTHWHILE``
+        count as none.
+        """
+        best, length = -1, 0
+        for row, tokens in enumerate(self.tokens):
+            if self.owners[row] == owner and tokens[:WORTHWHILE] == prompt[:WORTHWHILE]:
+                shared = min(shared_length(tokens, prompt), len(prompt) - 1)
+                if shared > length:
+                    best, length = row, shared
+        return (best, length) if length >= WORTHWHILE else (-1, 0)
+
+
+def rounded(columns: int) -> int:
+    """The next multiple of ``COLUMNS``."""
+    return -(-columns // COLUMNS) * COLUMNS
+
+
+def shared_length(a: list[int], b: list[int]) -> int:
+    """Length of the longest beginning that two lists have in common."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # comparing slices is fast, so the place is searched by halves
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+class View(KVCache):
+    """Some rows of the slots, as what a model's forward pass takes for its cache.
+
+    Args:
+        slots: Where they lie.
+        rows: Which: a stretch, or numbers.
+        lengths: How many columns of each are in use ``(rows,)``.
+        width: Columns that may be looked at, new ones included.
+    """
+
+    def __init__(self, slots: Slots, rows: slice | Tensor, lengths: Tensor, width: int) -> None:
+        self.store, self.keys, self.values = slots.store, slots.keys, slots.values
+        self.chosen, self.lengths, self.width = rows, lengths, width
+        self.length = 0
+        first, last = (rows.start, rows.stop) if isinstance(rows, slice) else (0, slots.rows)
+        numbers = torch.arange(first, last, device=lengths.device)
+        self.numbers = numbers if isinstance(rows, slice) else rows
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new columns of one layer behind each row's own, and give all of them."""
+        new = keys.shape[2]
+        columns = self.lengths[:, None] + torch.arange(new, device=keys.device)
+        # Indices around a slice: the result has rows and columns first.
+        where = (self.numbers[:, None], slice(None), columns)
+        self.keys[layer][where] = keys.transpose(1, 2).to(self.keys.dtype)
+        self.values[layer][where] = values.transpose(1, 2).to(self.values.dtype)
+        width = slice(self.width)
+        return self.keys[layer][self.chosen, :, width], self.values[layer][self.chosen, :, width]
+
+    def positions(self, new: int) -> Tensor:
+        """Position of each of the next ``new`` columns within its sequence ``(R, new)``."""
+        return self.lengths[:, None] + torch.arange(new, device=self.lengths.device)
+
+    def key_positions(self, new: int) -> Tensor:
+        """Left-aligned, a column's number is its position ``(R, width)``."""
+        columns = torch.arange(self.width, device=self.lengths.device)
+        return columns.expand(len(self.lengths), -1)
+
+    def visible(self, new: int) -> Tensor:
+        """Which columns each of the next ``new`` tokens may look at ``(R, new, width)``."""
+        columns = torch.arange(self.width, device=self.lengths.device)
+        return columns <= self.positions(new)[:, :, None]
