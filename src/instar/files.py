@@ -77,6 +77,30 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
+def whole_lines(path: Path) -> int:
+    """Lines of a file of JSON lines that is added to; half a line at its end is cut off.
+
+    A last line without a line break is whole if it is JSON (somebody wrote it by hand); otherwise
+    a kill has left it there.
+    """
+    if not path.exists():
+        return 0
+    count, end, line = 0, 0, b"\n"
+    with path.open("r+b") as stream:
+        for line in stream:
+            if line.endswith(b"\n"):
+                count, end = count + 1, end + len(line)
+        if not line.endswith(b"\n"):
+            try:
+                json.loads(line)
+                stream.seek(0, os.SEEK_END)
+                stream.write(b"\n")
+                count += 1
+            except ValueError:
+                stream.truncate(end)
+    return count
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file; raises ``UserError`` where it is missing or broken."""
     try:

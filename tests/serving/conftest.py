@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+import uvicorn
+from fastapi import FastAPI
 
-from instar.checkpoint import save_model
+from instar.checkpoint import read_model_config, save_model
 from instar.model import CausalLM, ModelConfig
 from instar.model.transformer import initialize
+from instar.serving.app import Rules, create_app
+from instar.serving.served import Served, load
 from instar.tokenizer.hf import save_tokenizer
 
 CONTEXT = 128
@@ -29,8 +39,85 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         initializer_range=0.3,
     )
     for seed, stage in enumerate(("sft", "rlvr")):
-        model = CausalLM(config)
-        initialize(model, config, torch.Generator().manual_seed(seed))
-        save_model(model, run / stage)
-        save_tokenizer(run / stage, [], CONTEXT)
+        _random_model(config, seed, run / stage)
     return run
+
+
+def _random_model(config: ModelConfig, seed: int, directory: Path) -> None:
+    model = CausalLM(config)
+    initialize(model, config, torch.Generator().manual_seed(seed))
+    save_model(model, directory)
+    save_tokenizer(directory, [], config.max_position_embeddings)
+
+
+@pytest.fixture(scope="session")
+def models(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Served]:
+    """Both stages and one of a longer context; every server of a test has them in turn."""
+    wide = tmp_path_factory.mktemp("wide")
+    config = read_model_config(runs / "sft").model_copy(update={"max_position_embeddings": 2048})
+    _random_model(config, 3, wide)
+    return load({"sft": runs / "sft", "rlvr": runs / "rlvr", "wide": wide})
+
+
+class Running(uvicorn.Server):
+    """A server in a thread of this process, at a free port."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.state = app.state.server
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=20)
+        super().__init__(config)
+
+    @contextmanager
+    def running(self) -> Iterator[Running]:
+        def serve() -> None:
+            asyncio.run(self.serve([self.socket]))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            until(lambda: self.started)
+            yield self
+        finally:
+            self.should_exit = True
+            thread.join(30)
+            self.socket.close()
+
+
+def until(holds: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait until something holds; a test that waits too long has failed."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def waiting() -> Callable[[Callable[[], bool]], None]:
+    """``until``, which tests cannot import from here."""
+    return until
+
+
+@pytest.fixture(scope="session")
+def running() -> Callable[[FastAPI], contextmanager[Running]]:
+    """Run an app at a free port: ``with running(app) as server``."""
+    return lambda app: Running(app).running()
+
+
+@pytest.fixture
+def serving(models: list[Served]) -> Callable[..., contextmanager[Running]]:
+    """Start a server: ``with serving(rate=3) as server`` takes what ``Rules`` takes."""
+
+    def begin(screen: object = None, **rules: object) -> contextmanager[Running]:
+        return Running(create_app(models, Rules(**rules), screen)).running()
+
+    return begin
+
+
+@pytest.fixture
+def server(serving: Callable[..., contextmanager[Running]]) -> Iterator[Running]:
+    """A server with the usual rules."""
+    with serving() as running:
+        yield running

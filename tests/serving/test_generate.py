@@ -22,6 +22,43 @@ def test_one_sample_is_the_text_itself(runs: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == expected.text + "\n"
 
 
+@pytest.fixture
+def foreign(runs: Path, tmp_path: Path) -> Path:
+    """A model whose tokenizer is like GPT-2's: no beginning, one end, no chat template."""
+    directory = tmp_path / "foreign"
+    shutil.copytree(runs / "sft", directory)
+    for name in ("tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        (directory / name).unlink()
+    path = directory / "tokenizer.json"
+    text = path.read_text(encoding="utf-8")
+    for old, new in [("<eos>", "<|endoftext|>"), ("<|im_start|>", "<a>"), ("<|im_end|>", "<b>")]:
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("extra", "heard"),
+    [
+        (["--prompt", "Once"], "Once"),
+        (["--prompt", ""], "<|endoftext|>"),
+        (["--prompt", "Hi", "--chat"], "User:\nHi<|endoftext|>\nAssistant:\n"),
+    ],
+)
+def test_a_tokenizer_without_a_beginning_or_a_chat_format(
+    foreign: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str], heard: str
+):
+    def stream(self, prompt, sampling, stopping, seed):
+        yield self.tokenizer.decode(prompt, skip_special=False)
+        assert stopping.token_ids == {self.tokenizer.eos_id}
+
+    monkeypatch.setattr(Engine, "stream", stream)
+    said: list[str] = []
+    monkeypatch.setattr("builtins.print", lambda *a, **_: said.extend(a))
+    assert main([str(foreign), *extra]) == 0
+    assert said == [heard]
+
+
 def test_several_samples_are_numbered(runs: Path, capsys: pytest.CaptureFixture[str]):
     argv = [str(runs / "sft"), "--prompt", "Once", "--max-new-tokens", "5", "--samples", "3"]
     assert main(argv) == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from instar.data.schema import Message
 from instar.errors import UserError
 from instar.generation import Engine
+from instar.serving.safety import instead
 from instar.serving.terminal import main, trim
 
 
@@ -173,3 +175,19 @@ def test_only_finished_models_that_can_speak_are_listed(runs, tmp_path: Path, mo
     shutil.copy(runs / "sft" / "config.json", tmp_path / "reward")
     talk(monkeypatch, "/stage\n", None, str(tmp_path / "sft"))
     assert capsys.readouterr().err.strip() == "Stages: sft"
+
+
+def test_the_filter_stops_messages_and_replies(runs, monkeypatch, capsys, tmp_path: Path):
+    script = Script(["Gladly. ", "To make ", "a bomb", ", begin.", " More."], ["Yes."])
+    log = tmp_path / "log.jsonl"
+    arguments = (str(runs / "sft"), "--safety", "--safety-log", str(log))
+    assert talk(monkeypatch, "How do I steal a car?\nHello\nAgain?\n", script, *arguments) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said == [instead("x", "user"), "Gladly.", instead("x", "assistant"), "Yes."]
+    # What was stopped is not remembered.
+    assert len(script.heard) == 2
+    assert "steal" not in script.heard[0] + script.heard[1]
+    assert "Hello" not in script.heard[1]
+    reasons = [json.loads(line)["reason"] for line in log.read_text("utf-8").splitlines()]
+    passed = "nothing found"
+    assert reasons == ["rule: theft", passed, "rule: weapons", passed, passed]

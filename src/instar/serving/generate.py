@@ -1,4 +1,4 @@
-"""``instar generate``: complete one prompt, once or several times."""
+"""``instar generate``: complete one prompt, once or several times, or all prompts of a file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from instar.data.schema import Message
+from instar.errors import UserError
 
 if TYPE_CHECKING:
     from instar.generation import Engine, Sampling, Stopping
@@ -19,7 +20,7 @@ class SamplingOptions:
     """The options that every way of talking with a model shares."""
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """A checkpoint: the directory that a stage has written, or any Qwen3 or Llama model."""
+    """A checkpoint: the directory that a stage has written, or any open model."""
     temperature: float = 0.7
     """How bold the words are: 0 takes the likeliest, 1 follows the model's own probabilities."""
     top_k: int = 0
@@ -48,31 +49,51 @@ class SamplingOptions:
         from instar.generation import Stopping
 
         tokenizer = engine.tokenizer
-        turn = {tokenizer.im_end_id} if chat else set()
-        return Stopping(frozenset({tokenizer.eos_id} | turn), strings, self.max_new_tokens)
+        ends = tokenizer.turn_end_ids if chat else frozenset({tokenizer.eos_id})
+        return Stopping(ends, strings, self.max_new_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SamplingOptions):
-    """Complete a prompt and print the text, as it is written.
+    """Complete a prompt and print the text as it is written, or complete a file of prompts.
 
     A pretrained model goes on from the prompt, as from the beginning of a document, until the
     document ends. Give a chat model --chat and the prompt becomes a message that it replies to.
+
+    A file has a line of JSON for each prompt, with `prompt` or `messages`; the answers' file has
+    the same lines with `reply` and `finish`, in the same order. Stopped at any moment, the same
+    command goes on where it was.
 
     For example:
       instar generate runs/mini/pretrain --prompt "The capital of France is" --max-new-tokens 20
       instar generate runs/mini/rlvr --chat --prompt "47 + 38 = ?" --samples 4
       instar generate runs/mini/sft --chat --prompt "Which is larger, 7 or 9?" --temperature 0
+      instar generate runs/mini/sft --chat --input prompts.jsonl --output answers.jsonl
     """
 
-    prompt: str
+    prompt: str | None = None
     """The beginning of the text, or with --chat the message to reply to."""
     chat: bool = False
     """The prompt is the first message of a conversation."""
     samples: int = 1
-    """How many completions to write; several are numbered."""
+    """How many completions of a prompt to write; several are numbered."""
     stop: tuple[str, ...] = ()
     """End before the first of these strings, for example --stop "." "?"."""
+    input: Path | None = None
+    """A file of prompts, instead of --prompt."""
+    output: Path | None = None
+    """Where the answers to --input go; a settings file is written beside it."""
+    batch_size: int = 64
+    """With --input: how many replies to write side by side."""
+
+    def prompt_ids(self, engine: Engine, prompt: str) -> list[int]:
+        """Token ids of a prompt: a message in a chat, or the beginning of a document."""
+        from instar.tokenizer.chat import prompt_ids
+
+        tokenizer = engine.tokenizer
+        if self.chat:
+            return prompt_ids(tokenizer, [Message(role="user", content=prompt)])
+        return [*tokenizer.before, *tokenizer.encode(prompt)] or [tokenizer.start_id]
 
 
 def main(argv: list[str]) -> int:
@@ -90,18 +111,23 @@ def main(argv: list[str]) -> int:
     options = tyro.cli(
         Options, args=argv, prog="instar generate", config=(tyro.conf.FlagCreatePairsOff,)
     )
+    if (options.prompt is None) == (options.input is None):
+        raise UserError(
+            "it is unclear what to complete", "Give either --prompt or --input, with its --output."
+        )
+    if (options.input is None) != (options.output is None):
+        raise UserError("--input and --output belong together", "Give both, or --prompt alone.")
     sampling = options.sampling()
 
     from instar.generation import Engine
-    from instar.tokenizer.chat import render
 
     engine = Engine.load(options.directory)
+    if options.prompt is None:
+        from instar.serving.batch import answer_file
+
+        return answer_file(options, engine)
     stopping = options.stopping(engine, options.chat, options.stop)
-    if options.chat:
-        message = Message(role="user", content=options.prompt)
-        ids = render(engine.tokenizer, [message], add_generation_prompt=True).ids
-    else:
-        ids = [engine.tokenizer.bos_id, *engine.tokenizer.encode(options.prompt)]
+    ids = options.prompt_ids(engine, options.prompt)
     if options.samples == 1:
         for piece in engine.stream(ids, sampling, stopping, options.seed):
             print(piece, end="", flush=True)

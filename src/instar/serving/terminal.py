@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
@@ -20,6 +21,7 @@ from instar.config import stdout_is_terminal
 from instar.data.schema import Message
 from instar.errors import UserError
 from instar.serving.generate import SamplingOptions
+from instar.serving.safety import Filter, Gate, instead
 
 if TYPE_CHECKING:
     from instar.generation import Engine
@@ -56,6 +58,10 @@ class Options(SamplingOptions):
 
     system: str = ""
     """Instructions that stand before the conversation; models that never saw any ignore them."""
+    safety: bool = False
+    """Stop harmful messages and replies; replies then come sentence by sentence."""
+    safety_log: Path | None = None
+    """Add every decision of the filter to this file, a line of JSON each, without the words."""
 
 
 def trim(
@@ -74,6 +80,10 @@ def trim(
     while length(messages) > room and len(messages) > fixed + 2:
         messages = messages[:fixed] + messages[fixed + 2 :]
     return messages
+
+
+class Stopped(Exception):  # noqa: N818 - the filter's decision is no error
+    """The filter ended a reply; neither it nor what led to it is remembered."""
 
 
 class Chat:
@@ -95,6 +105,7 @@ class Chat:
         self.directory = options.directory.resolve()
         self.engine: Engine = Engine.load(self.directory)
         self.stopping = options.stopping(self.engine, chat=True)
+        self.filter = Filter.load(log=options.safety_log) if options.safety else None
         self.reset()
 
     def note(self, text: str) -> None:
@@ -161,12 +172,12 @@ class Chat:
 
     def prompt(self, line: str) -> tuple[list[Message], list[int]]:
         """The conversation with a new message, as much of it as fits, and its token ids."""
-        from instar.tokenizer.chat import render
+        from instar.tokenizer.chat import prompt_ids
 
         def ids(messages: list[Message]) -> list[int]:
-            return render(self.engine.tokenizer, messages, add_generation_prompt=True).ids
+            return prompt_ids(self.engine.tokenizer, messages)
 
-        context = self.engine.model.config.max_position_embeddings
+        context = self.engine.model.context
         reserved = min(self.options.max_new_tokens, context // RESERVED)
         everything: list[Message] = [*self.messages, {"role": "user", "content": line}]
         kept = trim(everything, lambda messages: len(ids(messages)), context - reserved)
@@ -183,8 +194,27 @@ class Chat:
             self.note(f"(The context is full: the oldest {what} will be forgotten.)")
         return kept, prompt
 
+    def pieces(self, prompt: list[int], seed: int) -> Iterator[str]:
+        """What the model says, as far as the filter lets it through."""
+        written = self.engine.stream(prompt, self.sampling, self.stopping, seed)
+        if self.filter is None:
+            yield from written
+            return
+        gate = Gate(self.filter)
+        for piece in written:
+            yield gate.push(piece)
+            if not gate.verdict.allowed:
+                break
+        yield gate.flush()
+        if not gate.verdict.allowed:
+            raise Stopped
+
     def reply(self, line: str) -> None:
         """Answer a message, and remember both unless nothing was said."""
+        if self.filter and not self.filter.check(line).allowed:
+            # Not remembered: what is not to be talked about should not steer what follows.
+            print(instead(line, "user"), flush=True)
+            return
         kept, prompt = self.prompt(line)
         # Another turn, other random numbers; the same conversation again, the same ones.
         seed = self.options.seed + len(kept)
@@ -192,7 +222,7 @@ class Chat:
         if self.person:
             self.out.print(f"{self.directory.name} › ", style="bold green", end="", markup=False)
         try:
-            for piece in self.engine.stream(prompt, self.sampling, self.stopping, seed):
+            for piece in self.pieces(prompt, seed):
                 said += piece
                 # Not through rich, which would turn tabs into spaces.
                 shown = piece.translate(CONTROLS) if self.person else piece
@@ -201,6 +231,9 @@ class Chat:
         except KeyboardInterrupt:
             print()
             self.note("(stopped)")
+        except Stopped:
+            print(("\n" if said else "") + instead(line, "assistant"))
+            return
         if said.strip():
             self.messages = [*kept, {"role": "assistant", "content": said}]
 

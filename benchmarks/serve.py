@@ -1,0 +1,187 @@
+"""Many clients at once: throughput, time to the first token, and memory over time.
+
+    python benchmarks/serve.py --clients 1 8 64 --seconds 15
+
+A server of a random model (5 million parameters, the shape of the mini life) runs in a process of
+its own, as `instar serve` starts it; the clients stream in this one. Every client asks again as
+soon as its answer has ended. A stream stalls when it gives nothing for ten times the median time
+between its pieces, and for two seconds at least. Errors and stalls make the exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+import torch
+
+from instar.checkpoint import save_model
+from instar.model import CausalLM, ModelConfig
+from instar.model.transformer import initialize
+from instar.tokenizer.hf import save_tokenizer
+
+STALL_S = 2.0
+BANNED = {"3": -100, "5": -100}  # what ends a document or a turn: replies get their full length
+
+
+@dataclass
+class Seen:
+    """What the clients of one round saw."""
+
+    tokens: int = 0
+    replies: int = 0
+    first_s: list[float] = field(default_factory=list)
+    gaps_s: list[float] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+def write_model(directory: Path) -> None:
+    """A random model with bytes for tokens, of about 5 million parameters."""
+    config = ModelConfig(
+        vocab_size=4096,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        head_dim=32,
+        max_position_embeddings=512,
+    )
+    model = CausalLM(config)
+    initialize(model, config, torch.Generator().manual_seed(0))
+    save_model(model, directory)
+    save_tokenizer(directory, [], 512)
+
+
+def start(directory: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """A server, ready to answer."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "instar.cli", "serve", str(directory), "--port", str(port)]
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ})
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(600):
+        try:
+            if httpx.get(url + "/health").status_code == 200:
+                return server, url
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise SystemExit("the server did not start")
+
+
+async def client(url: str, number: int, tokens: int, end_s: float, seen: Seen) -> None:
+    """Ask, read the stream, and ask again until the time is over."""
+    body = {
+        "messages": [{"role": "user", "content": f"Hello, this is client {number}."}],
+        "max_tokens": tokens, "stream": True, "stream_options": {"include_usage": True},
+        "logit_bias": BANNED,
+    }  # fmt: skip
+    async with httpx.AsyncClient(timeout=60) as http:
+        while time.perf_counter() < end_s:
+            try:
+                await read(http, url, body, seen)
+            except (httpx.HTTPError, ValueError, KeyError) as error:
+                seen.errors.append(f"{type(error).__name__}: {error}")
+
+
+async def read(http: httpx.AsyncClient, url: str, body: dict[str, object], seen: Seen) -> None:
+    """One answer."""
+    asked_s = at_s = time.perf_counter()
+    first, done = True, False
+    async with http.stream("POST", url + "/v1/chat/completions", json=body) as answer:
+        if answer.status_code != 200:
+            await answer.aread()
+            raise ValueError(answer.text)
+        async for line in answer.aiter_lines():
+            if line == "data: [DONE]":
+                done = True
+            if not line.startswith("data: {"):
+                continue
+            chunk = json.loads(line[len("data: ") :])
+            if "error" in chunk:
+                raise ValueError(line)
+            if chunk["usage"]:
+                seen.tokens += chunk["usage"]["completion_tokens"]
+            if not any(choice["delta"].get("content") for choice in chunk["choices"]):
+                continue
+            now_s = time.perf_counter()
+            if first:
+                seen.first_s.append(now_s - asked_s)
+            else:
+                seen.gaps_s.append(now_s - at_s)
+            first, at_s = False, now_s
+    if not done:
+        raise ValueError("the stream ended before its end")
+    seen.replies += 1
+
+
+async def together(url: str, clients: int, tokens: int, seconds: float) -> tuple[Seen, float]:
+    """All clients side by side; what they saw, and how long it took."""
+    seen, begun_s = Seen(), time.perf_counter()
+    end_s = begun_s + seconds
+    await asyncio.gather(*(client(url, i, tokens, end_s, seen) for i in range(clients)))
+    return seen, time.perf_counter() - begun_s
+
+
+def p95(values: list[float]) -> float:
+    """The value that 95 of a hundred do not exceed."""
+    return statistics.quantiles(values, n=20)[-1] if len(values) > 1 else max(values, default=0)
+
+
+def main() -> None:
+    """Measure, print a table, and fail on errors and stalls."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--seconds", type=float, default=15)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=2, help="more show whether memory grows")
+    options = parser.parse_args()
+    failed = False
+    with tempfile.TemporaryDirectory() as directory:
+        write_model(Path(directory) / "model")
+        server, url = start(Path(directory) / "model")
+        try:
+            process = psutil.Process(server.pid)
+            print(
+                "clients  tokens/s  first token p50, p95 ms  gap p50, p95, max ms  replies    MiB"
+            )
+            for _ in range(options.rounds):
+                for clients in options.clients:
+                    seen, took_s = asyncio.run(
+                        together(url, clients, options.tokens, options.seconds)
+                    )
+                    gap_s = statistics.median(seen.gaps_s or [0])
+                    longest_s = max(seen.gaps_s, default=0)
+                    failed |= bool(seen.errors) or longest_s > max(STALL_S, 10 * gap_s)
+                    print(
+                        f"{clients:7} {seen.tokens / took_s:9.0f}"
+                        f" {1e3 * statistics.median(seen.first_s or [0]):15.0f},"
+                        f" {1e3 * p95(seen.first_s):6.0f}"
+                        f" {1e3 * gap_s:10.1f}, {1e3 * p95(seen.gaps_s):.1f},"
+                        f" {1e3 * longest_s:.0f} {seen.replies:8}"
+                        f" {process.memory_info().rss / 2**20:7.0f}",
+                        flush=True,
+                    )
+                    for error in sorted(set(seen.errors))[:3]:
+                        print("  error:", error)
+        finally:
+            server.terminate()
+            failed |= server.wait(60) != 0
+    raise SystemExit(int(failed))
+
+
+if __name__ == "__main__":
+    main()

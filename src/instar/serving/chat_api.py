@@ -1,0 +1,266 @@
+"""``POST /v1/chat/completions``: a conversation goes on."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from instar.serving.asking import (
+    ERRORS,
+    Here,
+    Server,
+    aside,
+    constraint_of,
+    count_step,
+    finished,
+    given,
+    reply_limit,
+    stopping_of,
+    unless_gone,
+    wishes,
+)
+from instar.serving.chat_turns import must_call, offered_tools, turns
+from instar.serving.events import MEDIA_TYPE, EventStream
+from instar.serving.openai_replies import ChatReply
+from instar.serving.openai_types import ChatRequest
+from instar.serving.reasoning import Thinking, begun
+from instar.serving.screening import ScreenedText, screen_prompt
+from instar.serving.served import Served
+from instar.serving.token_words import chat_logprobs
+from instar.serving.tools import Call, CallParser
+from instar.serving.worker import Step, Writing
+from instar.tokenizer.chat import prompt_ids
+
+router = APIRouter()
+
+
+@dataclass
+class Said:
+    """What is new of a reply: thought, said, and asked for."""
+
+    thought: str = ""
+    content: str = ""
+    calls: tuple[Call, ...] = ()
+
+
+class Speaker:
+    """Sorts one reply's text into thoughts, words and calls of functions.
+
+    Args:
+        thinks: Whether the prompt has opened the thinking already.
+        calls: Whether calls are looked for.
+        screened: Holds back what a filter stops.
+    """
+
+    def __init__(self, thinks: bool, calls: bool, screened: ScreenedText) -> None:
+        self._thinking = Thinking(thinks)
+        self._parser = CallParser() if calls else None
+        self.screened = screened
+        self.called = 0
+
+    def push(self, text: str, last: bool) -> Said:
+        """Sort the next piece; with the last one comes all that was held back."""
+        said = Said()
+        pieces = [self._thinking.push(self.screened.push(text, last))]
+        if last:
+            pieces.append(self._thinking.flush())
+        for thought, answer in pieces:
+            said.thought += thought
+            self._speak(said, answer, self._parser.push if self._parser else None)
+        if last and self._parser:
+            self._speak(said, "", lambda _: self._flush())
+        self.called += len(said.calls)
+        return said
+
+    def _flush(self) -> tuple[str, list[Call]]:
+        assert self._parser is not None
+        return self._parser.flush()
+
+    @staticmethod
+    def _speak(said: Said, answer: str, parse: Any) -> None:
+        text, calls = parse(answer) if parse else (answer, [])
+        said.content += text
+        said.calls += tuple(calls)
+
+    def finish(self, why: str) -> str:
+        """OpenAI's word for why the reply ended."""
+        if self.screened.stopped:
+            return "content_filter"
+        if self.called and why == "stop":
+            return "tool_calls"
+        # Time is bounded like tokens, and OpenAI has no word for it.
+        return "stop" if why == "stop" else "length"
+
+
+@dataclass
+class Asked:
+    """A chat request that is being answered.
+
+    Attributes:
+        prompt_tokens: How long the conversation is.
+        speakers: One for each reply.
+    """
+
+    request: ChatRequest
+    server: Server
+    model: Served
+    writing: Writing
+    prompt_tokens: int
+    speakers: list[Speaker]
+
+    def frame(self, kind: str) -> dict[str, Any]:
+        """The fields that whole answers and chunks begin with."""
+        return {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": self.model.name,
+        }
+
+    def usage(self, written: int) -> dict[str, int]:
+        """Tokens read and written."""
+        total = self.prompt_tokens + written
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": written,
+            "total_tokens": total,
+        }
+
+    def logprobs(self, step: Step) -> dict[str, Any] | None:
+        """The step's tokens, if asked for; none beside a filter, which holds text back."""
+        if not self.request.logprobs or self.server.screen:
+            return None
+        return chat_logprobs(self.model.tokenizer, step, self.model.stops)
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=ChatReply,
+    responses={**ERRORS, 200: {"content": {MEDIA_TYPE: {}}}},
+)
+async def chat(request: ChatRequest, http: Request, server: Here) -> Response:
+    """Go on with a conversation."""
+    asked = await _begin(request, server)
+    if request.stream:
+        return EventStream(_chunks(asked))
+    body = await unless_gone(http.receive, _whole(asked))
+    return JSONResponse(body) if body else Response(status_code=499)
+
+
+async def _begin(request: ChatRequest, server: Server) -> Asked:
+    """Check a request, and hand it to the worker."""
+    model = server.find(request.model)
+    offered = offered_tools(request)
+    conversation = turns(request.messages, offered)
+    call = must_call(request)
+
+    def ready() -> tuple[list[int], list[Any]]:
+        screen_prompt(server.screen, [m["content"] for m in conversation if m["role"] == "user"])
+        prompt = prompt_ids(model.tokenizer, conversation)
+        wanted = given(request.max_completion_tokens, request.max_tokens)
+        limit = reply_limit(server, model, prompt, wanted)
+        stopping = stopping_of(request, model.stops, limit)
+        return prompt, wishes(
+            server,
+            model,
+            request,
+            [(prompt, stopping)],
+            lambda room: constraint_of(request.response_format, model, room, call),
+            given(request.top_logprobs, 0),
+        )
+
+    prompt, asked_for = await aside(ready)
+    writing = await server.worker.write(model.engine, asked_for, bool(request.stream))
+    server.metrics.tokens.labels(model.name, "prompt").inc(len(prompt))
+    thinks = begun(model.tokenizer, prompt)
+    speakers = [Speaker(thinks, bool(offered), ScreenedText(server.screen)) for _ in asked_for]
+    return Asked(request, server, model, writing, len(prompt), speakers)
+
+
+async def _whole(asked: Asked) -> dict[str, Any]:
+    """The answer in one piece."""
+    steps = await finished(asked.server, asked.writing)
+    choices = []
+    for speaker, step in zip(asked.speakers, steps, strict=True):
+        count_step(asked.server, asked.model, step)
+        said = speaker.push(step.text, last=True)
+        message: dict[str, Any] = {"role": "assistant", "content": said.content}
+        if said.thought:
+            message["reasoning_content"] = said.thought
+        if said.calls:
+            message["tool_calls"] = [call.written() for call in said.calls]
+            message["content"] = said.content.strip() or None
+        choices.append(
+            {
+                "index": step.index,
+                "message": message,
+                "logprobs": asked.logprobs(step),
+                "finish_reason": speaker.finish(step.finish or ""),
+            }
+        )
+    usage = asked.usage(sum(len(step.ids) for step in steps))
+    return {**asked.frame("chat.completion"), "choices": choices, "usage": usage}
+
+
+async def _chunks(asked: Asked) -> AsyncGenerator[dict[str, Any]]:
+    """The answer piece by piece."""
+    frame = asked.frame("chat.completion.chunk")
+    options = asked.request.stream_options
+    counted = options is not None and options.include_usage
+    if counted:
+        frame["usage"] = None
+    written, first = 0, True
+    try:
+        for index in range(asked.writing.replies):
+            yield _chunk(frame, index, {"role": "assistant", "content": ""})
+        async for step in asked.writing.steps():
+            if first:
+                waited_s = time.perf_counter() - asked.writing.started_s
+                asked.server.metrics.first_token_s.labels(asked.model.name).observe(waited_s)
+                first = False
+            written += len(step.ids)
+            count_step(asked.server, asked.model, step)
+            for chunk in _step_chunks(asked, frame, step):
+                yield chunk
+        if counted:
+            yield {**frame, "choices": [], "usage": asked.usage(written)}
+    finally:
+        asked.server.worker.close(asked.writing)
+
+
+def _step_chunks(asked: Asked, frame: dict[str, Any], step: Step) -> list[dict[str, Any]]:
+    """What one step of a reply adds to a stream."""
+    speaker = asked.speakers[step.index]
+    before = speaker.called
+    said = speaker.push(step.text, last=step.finish is not None)
+    delta: dict[str, Any] = {}
+    if said.thought:
+        delta["reasoning_content"] = said.thought
+    if said.content:
+        delta["content"] = said.content
+    if said.calls:
+        delta["tool_calls"] = [
+            {"index": before + i, **call.written()} for i, call in enumerate(said.calls)
+        ]
+    chunks = []
+    logprobs = asked.logprobs(step)
+    if delta or logprobs:
+        chunks.append(_chunk(frame, step.index, delta, logprobs))
+    if step.finish:
+        end = _chunk(frame, step.index, {})
+        end["choices"][0]["finish_reason"] = speaker.finish(step.finish)
+        chunks.append(end)
+    return chunks
+
+
+def _chunk(
+    frame: dict[str, Any], index: int, delta: dict[str, Any], logprobs: Any = None
+) -> dict[str, Any]:
+    choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+    return {**frame, "choices": [choice]}

@@ -1,0 +1,191 @@
+"""``POST /v1/completions``: a text goes on."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from instar.serving.asking import (
+    ERRORS,
+    Here,
+    Server,
+    aside,
+    constraint_of,
+    count_step,
+    finished,
+    given,
+    reply_limit,
+    stopping_of,
+    unless_gone,
+    wishes,
+)
+from instar.serving.errors import ApiError
+from instar.serving.events import MEDIA_TYPE, EventStream
+from instar.serving.openai_replies import TextReply
+from instar.serving.openai_types import MOST_CHOICES, CompletionRequest
+from instar.serving.screening import ScreenedText, screen_prompt
+from instar.serving.served import Served
+from instar.serving.token_words import text_logprobs
+from instar.serving.worker import Step, Writing
+from instar.tokenizer.hf import Tokenizer
+
+router = APIRouter()
+
+
+@dataclass
+class Asked:
+    """A request that is being answered.
+
+    Attributes:
+        prompt_tokens: Of all prompts together.
+        echoes: What each reply begins with.
+        screens: One for each reply.
+        shown: Characters of each reply so far.
+    """
+
+    request: CompletionRequest
+    server: Server
+    model: Served
+    writing: Writing
+    prompt_tokens: int
+    echoes: list[str]
+    screens: list[ScreenedText]
+    shown: list[int] = field(default_factory=list)
+
+    def choice(self, step: Step) -> dict[str, Any]:
+        """What is new of a reply."""
+        screen, i = self.screens[step.index], step.index
+        text = screen.push(step.text, step.finish is not None)
+        logprobs = None
+        # A filter holds text back: its tokens must not come out beside it.
+        if self.request.logprobs is not None and not self.server.screen:
+            at = self.shown[i]
+            logprobs = text_logprobs(self.model.tokenizer, step, self.model.stops, at)
+        self.shown[i] += len(step.text)
+        count_step(self.server, self.model, step)
+        why = None
+        if step.finish:
+            why = "stop" if step.finish == "stop" else "length"
+            why = "content_filter" if screen.stopped else why
+        return {"index": i, "text": text, "logprobs": logprobs, "finish_reason": why}
+
+    def frame(self) -> dict[str, Any]:
+        """The fields that every answer begins with."""
+        return {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": self.model.name,
+        }
+
+    def usage(self, written: int) -> dict[str, int]:
+        """Tokens read and written."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": written,
+            "total_tokens": self.prompt_tokens + written,
+        }
+
+
+@router.post(
+    "/v1/completions",
+    response_model=TextReply,
+    responses={**ERRORS, 200: {"content": {MEDIA_TYPE: {}}}},
+)
+async def complete(request: CompletionRequest, http: Request, server: Here) -> Response:
+    """Go on with a text."""
+    asked = await _begin(request, server)
+    if request.stream:
+        return EventStream(_chunks(asked))
+    body = await unless_gone(http.receive, _whole(asked))
+    return JSONResponse(body) if body else Response(status_code=499)
+
+
+async def _begin(request: CompletionRequest, server: Server) -> Asked:
+    """Check a request, and hand it to the worker."""
+    model = server.find(request.model)
+    tokenizer = model.tokenizer
+    samples = given(request.n, 1)
+
+    def ready() -> tuple[list[list[int]], list[Any]]:
+        prompts = _prompts(request, tokenizer)
+        if not 1 <= len(prompts) * samples <= MOST_CHOICES:
+            count = len(prompts) * samples
+            raise ApiError(
+                400, f"{count} replies are asked for; from 1 to {MOST_CHOICES} can be", "too_many"
+            )
+        if server.screen:
+            screen_prompt(server.screen, [tokenizer.decode(prompt) for prompt in prompts])
+        limits = [reply_limit(server, model, prompt, request.max_tokens) for prompt in prompts]
+        ends = frozenset({tokenizer.eos_id})
+        stoppings = [stopping_of(request, ends, limit) for limit in limits]
+        return prompts, wishes(
+            server,
+            model,
+            request,
+            list(zip(prompts, stoppings, strict=True)),
+            lambda room: constraint_of(request.response_format, model, room),
+            given(request.logprobs, 0),
+        )
+
+    prompts, asked_for = await aside(ready)
+    writing = await server.worker.write(model.engine, asked_for, bool(request.stream))
+    count = sum(map(len, prompts))
+    server.metrics.tokens.labels(model.name, "prompt").inc(count)
+    echoes = [tokenizer.decode(prompt) if request.echo else "" for prompt in prompts]
+    echoes = [echo for echo in echoes for _ in range(samples)]
+    screens = [ScreenedText(server.screen) for _ in asked_for]
+    shown = [len(echo) for echo in echoes]
+    return Asked(request, server, model, writing, count, echoes, screens, shown)
+
+
+def _prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[list[int]]:
+    """Token ids of every prompt; a text is the beginning of a document."""
+    prompt = request.prompt
+    # A list of texts or of lists is many prompts; anything else is one.
+    many = isinstance(prompt, list) and not (prompt and isinstance(prompt[0], int))
+    every: list[Any] = list(prompt[: MOST_CHOICES + 1]) if many else [prompt]
+    found = list[list[int]]()
+    for each in every:
+        ids = [*tokenizer.before, *tokenizer.encode(each)] if isinstance(each, str) else each
+        if any(id >= tokenizer.vocab_size for id in ids):
+            raise ApiError(
+                400, f"a token id is not below {tokenizer.vocab_size}", "invalid_value", "prompt"
+            )
+        found.append(ids or [tokenizer.start_id])
+    return found
+
+
+async def _whole(asked: Asked) -> dict[str, Any]:
+    """The answer in one piece."""
+    steps = await finished(asked.server, asked.writing)
+    choices = [asked.choice(step) for step in steps]
+    for choice, echo in zip(choices, asked.echoes, strict=True):
+        choice["text"] = echo + choice["text"]
+    usage = asked.usage(sum(len(step.ids) for step in steps))
+    return {**asked.frame(), "choices": choices, "usage": usage}
+
+
+async def _chunks(asked: Asked) -> AsyncGenerator[dict[str, Any]]:
+    """The answer piece by piece."""
+    frame = asked.frame()
+    options = asked.request.stream_options
+    written = 0
+    try:
+        for index, echo in enumerate(asked.echoes):
+            if echo:
+                choice = {"index": index, "text": echo, "logprobs": None, "finish_reason": None}
+                yield {**frame, "choices": [choice]}
+        async for step in asked.writing.steps():
+            written += len(step.ids)
+            yield {**frame, "choices": [asked.choice(step)]}
+        if options is not None and options.include_usage:
+            yield {**frame, "choices": [], "usage": asked.usage(written)}
+    finally:
+        asked.server.worker.close(asked.writing)

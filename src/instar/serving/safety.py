@@ -1,0 +1,213 @@
+"""The safety filter: rules first, then a small classifier; every decision has its reason.
+
+It stands before the model and after it, and can be switched on where people are served whom one
+does not know (``--safety``). A filter of this size knows the harm that it was taught, in Chinese
+and English, said plainly: it is a fence, not a wall, and the model's own refusals stand behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+from instar.errors import UserError
+from instar.primer.style import is_refusal
+from instar.serving.harm import (
+    SENTENCE_END,
+    Classifier,
+    Role,
+    normalised,
+    remembered,
+    sentences,
+)
+
+THRESHOLD = 0.5
+"""Texts at least so likely to be harmful are stopped; the classes weighed the same in training."""
+
+STOPPED: dict[Role, tuple[str, str]] = {
+    "user": (
+        "I can't help with that. Please ask me something else.",
+        "这个我不能帮忙，请换个话题。",
+    ),
+    "assistant": (
+        "I stopped this reply, because it might do harm.",
+        "这个回答可能有害，已被拦下。",
+    ),
+}
+"""What is said instead, in English and Chinese, of a request and of a reply."""
+
+_CHINESE = re.compile(r"[\u3400-\u9fff]")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the filter decides about a text.
+
+    Attributes:
+        allowed: Whether it may pass.
+        reason: ``rule: NAME`` or ``classifier`` where it may not; ``nothing found`` where it may.
+        score: Probability of harm; 1 where a rule stops it.
+    """
+
+    allowed: bool
+    reason: str
+    score: float
+
+
+class Rule(NamedTuple):
+    """A pattern that stops what it is found in; ``role`` is whose texts it reads, or ``both``."""
+
+    reason: str
+    role: str
+    pattern: re.Pattern[str]
+
+
+@cache
+def rules() -> tuple[Rule, ...]:
+    """The rules of ``safety_rules.tsv``, written for normalised text.
+
+    Raises:
+        UserError: A line has not three cells, or its pattern is no regular expression.
+    """
+    file = files("instar.serving") / "safety_rules.tsv"
+    found = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()[1:], start=2):
+        try:
+            reason, role, pattern = line.split("\t")
+            found.append(Rule(reason, role, re.compile(pattern)))
+        except (ValueError, re.error) as error:
+            raise UserError(
+                f"safety_rules.tsv, line {number}: {error}",
+                "Write reason, role and pattern, with single tabs between them.",
+            ) from None
+    return tuple(found)
+
+
+class Filter:
+    """Decides what may be asked and what may be answered.
+
+    Args:
+        classifier: Judges what no rule stops; None leaves it to the rules.
+        log: File to which every decision is added as a line of JSON; None keeps no record.
+        log_text: Write what was said into the log as well. People's words are their own: leave
+            it out unless they know.
+        threshold: Stop what is at least so likely to be harmful.
+
+    Raises:
+        UserError: The threshold is not a probability.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier | None,
+        log: Path | None = None,
+        log_text: bool = False,
+        threshold: float = THRESHOLD,
+    ) -> None:
+        if not 0 < threshold <= 1:
+            raise UserError(f"threshold is {threshold}", "Choose one above 0, at most 1.")
+        self.classifier, self.threshold = classifier, threshold
+        self.log, self.log_text, self._lock = log, log_text, Lock()
+
+    @classmethod
+    def load(cls, directory: Path | None = None, log: Path | None = None) -> Filter:
+        """A filter with the classifier in a directory, or else with the one of this version.
+
+        Without a directory it is trained at the first call (seconds), and kept in the cache.
+
+        Raises:
+            UserError: The directory holds no classifier.
+        """
+        return cls(Classifier.load(directory) if directory else remembered(), log)
+
+    def check(self, text: str, role: str = "user") -> Verdict:
+        """Judge a text, and log the decision.
+
+        Args:
+            text: A request, or a reply as far as it is written.
+            role: Who says it: ``assistant``, or anybody else, who is read like a user.
+        """
+        verdict = self.judge(text, role)
+        self.record(text, role, verdict)
+        return verdict
+
+    def judge(self, text: str, role: str = "user") -> Verdict:
+        """Judge a text without a record."""
+        speaker: Role = "assistant" if role == "assistant" else "user"
+        if speaker == "assistant":
+            # To name a deed while refusing it does no harm; what stands beside the refusal may.
+            text = " ".join(part for part in sentences(text) if not is_refusal(part))
+        read = normalised(text)
+        for rule in rules():
+            if rule.role in (speaker, "both") and rule.pattern.search(read):
+                return Verdict(False, f"rule: {rule.reason}", 1.0)
+        score = self.classifier.score(text, speaker) if self.classifier and read else 0.0
+        if score >= self.threshold:
+            return Verdict(False, "classifier", score)
+        return Verdict(True, "nothing found", score)
+
+    def record(self, text: str, role: str, verdict: Verdict) -> None:
+        """Add a decision to the log, if there is one."""
+        if self.log is None:
+            return
+        line: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "role": role,
+            "allowed": verdict.allowed,
+            "reason": verdict.reason,
+            "score": round(verdict.score, 4),
+            "characters": len(text),
+        }
+        if self.log_text:
+            line["text"] = text
+        with self._lock:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            with self.log.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+class Gate:
+    """Lets a streamed reply through, sentence by sentence, each when all up to it was judged.
+
+    Args:
+        filter_: Judges; its log gets one line a reply.
+
+    Attributes:
+        verdict: The last judgement. Where it does not allow the text, nothing more comes through.
+    """
+
+    def __init__(self, filter_: Filter) -> None:
+        self.filter, self.verdict = filter_, Verdict(True, "nothing found", 0.0)
+        self._text, self._shown = "", 0
+
+    def push(self, piece: str) -> str:
+        """Take more of the reply in and return what may be shown by now."""
+        self._text += piece
+        ready = len(self._text) - len(SENTENCE_END.split(self._text)[-1])
+        return self._pass(ready) if ready > self._shown else ""
+
+    def flush(self) -> str:
+        """The end of the reply: the rest of it, if it may be shown. Logs the decision."""
+        rest = self._pass(len(self._text))
+        self.filter.record(self._text, "assistant", self.verdict)
+        return rest
+
+    def _pass(self, ready: int) -> str:
+        if self.verdict.allowed:
+            self.verdict = self.filter.judge(self._text[:ready], "assistant")
+        if not self.verdict.allowed:
+            return ""
+        passed, self._shown = self._text[self._shown : ready], ready
+        return passed
+
+
+def instead(text: str, role: Role) -> str:
+    """What to say in place of a stopped text, in the language in which that was written."""
+    return STOPPED[role][1 if _CHINESE.search(text) else 0]

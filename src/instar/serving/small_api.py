@@ -1,0 +1,128 @@
+"""The small endpoints: which models there are, tokens, health, counters, and a plain chat."""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from instar.data.schema import Message
+from instar.generation import Sampling, Stopping
+from instar.generation.request import Request as Wish
+from instar.serving.asking import (
+    ERRORS,
+    Here,
+    Server,
+    aside,
+    count_step,
+    finished,
+    reply_limit,
+    unless_gone,
+)
+from instar.serving.chat_turns import turns
+from instar.serving.errors import ApiError
+from instar.serving.metrics import CONTENT_TYPE
+from instar.serving.openai_replies import Health, ModelCard, ModelList, PlainReply, Text, Tokens
+from instar.serving.openai_types import DetokenizeRequest, PlainChat, TokenizeRequest
+from instar.serving.screening import ScreenedText, screen_prompt
+from instar.serving.served import Served
+from instar.tokenizer.chat import prompt_ids
+
+router = APIRouter(responses=ERRORS)
+
+
+def _card(model: Served) -> ModelCard:
+    return ModelCard(id=model.name, created=model.created, max_model_len=model.context)
+
+
+@router.get("/v1/models")
+async def models(server: Here) -> ModelList:
+    """All models that can be asked for."""
+    return ModelList(data=[_card(model) for model in server.models])
+
+
+@router.get("/v1/models/{name}")
+async def model(name: str, server: Here) -> ModelCard:
+    """One of them."""
+    return _card(server.find(name))
+
+
+@router.post("/tokenize")
+async def tokenize(request: TokenizeRequest, server: Here) -> Tokens:
+    """The tokens of a text, or of a conversation with the frame of its turns."""
+    found = server.find(request.model)
+
+    def ids() -> list[int]:
+        if request.messages is None:
+            return found.tokenizer.encode(request.prompt or "")
+        return prompt_ids(found.tokenizer, turns(request.messages))
+
+    tokens = await aside(ids)
+    return Tokens(tokens=tokens, count=len(tokens), max_model_len=found.context)
+
+
+@router.post("/detokenize")
+async def detokenize(request: DetokenizeRequest, server: Here) -> Text:
+    """The text of tokens, control tokens included."""
+    tokenizer = server.find(request.model).tokenizer
+    if any(id >= tokenizer.vocab_size for id in request.tokens):
+        raise ApiError(
+            400, f"a token id is not below {tokenizer.vocab_size}", "invalid_value", "tokens"
+        )
+    return Text(prompt=await aside(lambda: tokenizer.decode(request.tokens, skip_special=False)))
+
+
+@router.get("/health")
+async def health(server: Here) -> Health:
+    """Whether the server can answer."""
+    if not server.worker.alive:
+        raise ApiError(503, "the engine's thread has ended; start the server again", "no_engine")
+    return Health(status="ok", open_replies=server.worker.open)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}, "description": "Counters for Prometheus."}},
+)
+async def metrics(server: Here) -> Response:
+    """The server's counters, as Prometheus reads them."""
+    server.metrics.open.set(server.worker.open)
+    return Response(server.metrics.page(), headers={"Content-Type": CONTENT_TYPE})
+
+
+@router.post("/chat", response_model=PlainReply)
+async def chat(request: PlainChat, http: Request, server: Here) -> Response:
+    """One message, one answer: the simplest way to talk with the first model."""
+    response = await unless_gone(http.receive, _reply(request, server))
+    if response is None:
+        return Response(status_code=499)
+    return JSONResponse(PlainReply(response=response).model_dump())
+
+
+async def _reply(request: PlainChat, server: Server) -> str:
+    """The answer to one message."""
+    found = server.models[0]
+    conversation: list[Message] = [{"role": "user", "content": request.message}]
+
+    def ready() -> Wish:
+        screen_prompt(server.screen, [request.message])
+        prompt = prompt_ids(found.tokenizer, conversation)
+        limit = reply_limit(server, found, prompt, request.max_length)
+        return Wish(
+            prompt,
+            Sampling(request.temperature),
+            Stopping(found.stops, (), limit),
+            (secrets.randbits(62), 0, 0),
+            adapter=found.adapter,
+            deadline_s=time.perf_counter() + server.bounds.timeout_s,
+        )
+
+    wish = await aside(ready)
+    writing = await server.worker.write(found.engine, [wish], every_step=False)
+    server.metrics.tokens.labels(found.name, "prompt").inc(len(wish.prompt))
+    step = (await finished(server, writing))[0]
+    count_step(server, found, step)
+    return ScreenedText(server.screen).push(step.text, last=True)

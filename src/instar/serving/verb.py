@@ -1,0 +1,172 @@
+"""``instar serve``: models behind an address, for every program that speaks OpenAI's API."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from instar.errors import UserError
+
+if TYPE_CHECKING:
+    from instar.serving.app import Rules
+
+KEYS = "INSTAR_API_KEYS"
+"""Keys in the environment, where no list of processes shows them; commas between them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Serve models to every program that speaks OpenAI's API.
+
+    A model is called like its directory; write NAME=DIR to call it otherwise. Adapters of one
+    base share it. A request names the model it wants, or gets the first one. Only this machine
+    can reach the server unless --host says otherwise; give it keys before you do that.
+
+    /v1/chat/completions and /v1/completions stream, sample, constrain (response_format with a
+    JSON schema or a regular expression), call tools and give log-probabilities; there are
+    /v1/models, /tokenize, /detokenize, /health, /metrics for Prometheus, and the plain
+    POST /chat {"message": "..."}. /openapi.json describes them all. / is a page to talk on.
+
+    For example:
+      instar serve runs/mini/sft runs/mini/rlvr
+      instar serve poet=runs/poems/sft --port 9000 --api-key secret --rate 60
+      curl localhost:8000/chat -H "Content-Type: application/json" -d '{"message": "47 + 38 = ?"}'
+
+      from openai import OpenAI
+      client = OpenAI(base_url="http://localhost:8000/v1", api_key="none")
+      messages = [{"role": "user", "content": "What is the capital of France?"}]
+      print(client.chat.completions.create(model="sft", messages=messages))
+    """
+
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR...")]
+    """Checkpoints, adapters, or names on the Hugging Face hub; NAME=DIR gives a name."""
+    host: str = "127.0.0.1"
+    """The address to listen at; 0.0.0.0 is every one that this machine has."""
+    port: int = 8000
+    """The port to listen at; 0 takes any that is free."""
+    api_key: tuple[str, ...] = ()
+    """Keys that are accepted. INSTAR_API_KEYS in the environment, with commas, is more private."""
+    cors: tuple[str, ...] = ()
+    """Origins whose web pages may ask from a browser, such as https://example.org; * is any."""
+    rate: int = 0
+    """Requests a minute for each key, or each address without keys; 0 is any number."""
+    queue: int = 256
+    """The most replies that are being written or wait; more are refused with 429."""
+    max_tokens: int = 512
+    """The most tokens of a reply whose request does not say."""
+    most_tokens: int = 4096
+    """The most tokens of any reply, whatever its request says."""
+    timeout: float = 300.0
+    """Seconds that a reply may take, waiting included; then it ends where it is."""
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "float32"
+    """What the models compute in. float32 says the same whoever else asks; the others are faster
+    on some machines, and auto looks which."""
+    body_bytes: int = 4 << 20
+    """The largest body of a request."""
+    safety: bool = False
+    """Stop harmful requests and replies; replies then come sentence by sentence."""
+    safety_log: Path | None = None
+    """Add every decision of the filter to this file, a line of JSON each, without the words."""
+    votes: Path | None = Path("votes.jsonl")
+    """Where votes on two replies side by side go, as preference pairs; None keeps none."""
+
+    def rules(self) -> Rules:
+        """Who may ask, and how much; raises ``UserError`` where a value is out of range."""
+        from instar.serving.app import LOOPBACK, Rules
+        from instar.serving.asking import Bounds
+
+        for name in ("queue", "max_tokens", "most_tokens", "timeout", "body_bytes"):
+            if getattr(self, name) <= 0:
+                value = getattr(self, name)
+                raise UserError(f"--{name.replace('_', '-')} is {value}", "Choose more than 0.")
+        if self.rate < 0:
+            raise UserError(f"--rate is {self.rate}", "Choose 0 (any number) or more.")
+        if not 0 <= self.port < 65536:
+            raise UserError(f"--port is {self.port}", "Choose one from 0 to 65535.")
+        found = [*self.api_key, *os.environ.get(KEYS, "").split(",")]
+        keys = [key.strip() for key in found if key.strip()]
+        local = self.host in ("127.0.0.1", "localhost", "::1")
+        if not local and not keys:
+            print(
+                f"instar: warning: everybody who reaches {self.host} can use these models. "
+                "--api-key KEY keeps strangers out.",
+                file=sys.stderr,
+            )
+        bounds = Bounds(min(self.max_tokens, self.most_tokens), self.most_tokens, self.timeout)
+        hosts = LOOPBACK if local else ()
+        return Rules(keys, self.cors, hosts, self.rate, self.body_bytes, self.queue, bounds)
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: The arguments after ``instar serve``.
+
+    Returns:
+        The exit status: 0 after Ctrl-C or SIGTERM, once everything that ran is finished.
+
+    Raises:
+        UserError: A model or an option cannot be used, or a package is missing.
+    """
+    options = tyro.cli(Options, args=argv, prog="instar serve")
+    if not options.models:
+        raise UserError("no model is named", "For example: instar serve runs/mini/sft")
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise UserError(
+            f"serving needs the package {error.name}", "pip install 'instar[serve]'"
+        ) from None
+
+    from instar.serving.app import create_app
+    from instar.serving.page import mount
+    from instar.serving.safety import Filter
+    from instar.serving.served import load, named
+
+    rules = options.rules()
+    _check_port(options.host, options.port)
+    models = load(named(options.models), options.precision)
+    for model in models:
+        _ = model.vocabulary  # takes a while, for which nobody's stream should stand still
+    screen = Filter.load(log=options.safety_log) if options.safety else None
+    runs = {model.name: model.directory for model in models}
+    app = create_app(models, rules, screen, [lambda app: mount(app, runs, options.votes)])
+    config = uvicorn.Config(
+        app,
+        host=options.host,
+        port=options.port,
+        log_level="info",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(options.timeout) + 5,
+    )
+    server = uvicorn.Server(config)
+    # uvicorn finishes what runs, and then sends itself the signal once more: that is no failure.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    server.run()
+    return 0 if server.started else 1
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raises ``UserError`` where nothing can listen, before a model was put to work."""
+    kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"cannot listen at {host}, port {port} ({error.strerror or error})",
+                "Choose another --port or --host.",
+            ) from None

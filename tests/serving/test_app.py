@@ -1,0 +1,176 @@
+"""The endpoints beside those of OpenAI's, streams as bytes, and models by their names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from instar.adapters.base import add
+from instar.adapters.io import save_adapter
+from instar.adapters.lora import LoRAConfig
+from instar.checkpoint import load_causal_lm
+from instar.errors import UserError
+from instar.serving.app import Rules, create_app
+from instar.serving.limits import Rate
+from instar.serving.served import Served, load, named
+
+HELLO = [{"role": "user", "content": "hi there"}]
+
+
+def test_the_plain_chat(server: Any) -> None:
+    body = {"message": "hi there", "max_length": 5, "temperature": 0}
+    answer = httpx.post(server.url + "/chat", json=body).json()
+    assert list(answer) == ["response"]
+    whole = httpx.post(
+        server.url + "/v1/chat/completions",
+        json={"messages": HELLO, "max_tokens": 5, "temperature": 0},
+    ).json()
+    assert answer["response"] == whole["choices"][0]["message"]["content"]
+
+
+def test_tokens_there_and_back(server: Any) -> None:
+    def post(path: str, **body: Any) -> dict[str, Any]:
+        return httpx.post(server.url + path, json=body).json()
+
+    found = post("/tokenize", prompt="春 day")
+    assert found["count"] == len(found["tokens"]) == 7 and found["max_model_len"] == 128
+    assert post("/detokenize", tokens=found["tokens"])["prompt"] == "春 day"
+    framed = post("/tokenize", messages=HELLO, model="wide")
+    text = post("/detokenize", tokens=framed["tokens"])["prompt"]
+    assert text == "<|im_start|>user\nhi there<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_what_is_counted(server: Any) -> None:
+    before = httpx.get(server.url + "/metrics").text
+    body = {"messages": HELLO, "max_tokens": 5, "model": "wide", "logit_bias": {"5": -100}}
+    usage = httpx.post(server.url + "/v1/chat/completions", json=body).json()["usage"]
+    httpx.get(server.url + "/anything/at/all")
+    after = httpx.get(server.url + "/metrics").text
+    assert "instar_tokens_total{" not in before
+    for line in (
+        f'instar_tokens_total{{kind="prompt",model="wide"}} {usage["prompt_tokens"]:.1f}',
+        f'instar_tokens_total{{kind="completion",model="wide"}} {usage["completion_tokens"]:.1f}',
+        'instar_requests_total{path="/v1/chat/completions",status="200"} 1.0',
+        'instar_requests_total{path="other",status="404"} 1.0',
+        "instar_open_replies 0.0",
+    ):
+        assert line in after.splitlines()
+
+
+def test_events_are_lines_of_ascii(server: Any) -> None:
+    ids = httpx.post(server.url + "/tokenize", json={"prompt": "\u2028"}).json()["tokens"]
+    pattern = "\u2028{4}"
+    assert len(ids) == 3
+    body = {"messages": HELLO, "max_tokens": 20, "stream": True,
+            "response_format": {"type": "regex", "pattern": pattern}}  # fmt: skip
+    with httpx.stream("POST", server.url + "/v1/chat/completions", json=body) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = list(answer.iter_lines())  # which also cuts at U+2028
+    events = [line.removeprefix("data: ") for line in lines if line]
+    assert events.pop() == "[DONE]"
+    deltas = [json.loads(event)["choices"][0]["delta"] for event in events]
+    assert "".join(delta.get("content", "") for delta in deltas) == "\u2028" * 4
+
+
+def test_a_filter_sees_both_sides(serving: Callable[..., Any]) -> None:
+    class Verdict:
+        def __init__(self, allowed: bool) -> None:
+            self.allowed, self.reason = allowed, "a word"
+
+    class Screen:
+        def check(self, text: str, role: str) -> Verdict:
+            return Verdict("harm" not in text if role == "user" else False)
+
+    with serving(screen=Screen()) as server:
+        url = server.url + "/v1/chat/completions"
+        refused = httpx.post(url, json={"messages": [{"role": "user", "content": "harm"}]})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["code"] == "content_filter"
+        answer = httpx.post(url, json={"messages": HELLO, "max_tokens": 5}).json()
+        choice = answer["choices"][0]
+        assert choice["finish_reason"] == "content_filter"
+        assert "withheld" in choice["message"]["content"]
+
+
+def test_names() -> None:
+    assert named(["runs/a/sft", "b=runs/b/sft"]) == {
+        "sft": Path("runs/a/sft"), "b": Path("runs/b/sft"),
+    }  # fmt: skip
+    for words in (["runs/a/sft", "runs/b/sft"], ["=runs/a"], ["/"]):
+        with pytest.raises(UserError):
+            named(words)
+
+
+@pytest.fixture
+def adapted(runs: Path, tmp_path: Path) -> Path:
+    """An adapter of the first stage that changes much."""
+    model = load_causal_lm(runs / "sft")
+    add(model, LoRAConfig(rank=2), name="default")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(generator=torch.Generator().manual_seed(1))
+    directory = tmp_path / "my.adapter"
+    save_adapter(model, "default", directory, runs / "sft")
+    return directory
+
+
+def answers(models: list[Served], running: Callable[..., Any], names: list[str]) -> list[str]:
+    with running(create_app(models, Rules())) as server:
+        body = {"prompt": "hi there", "max_tokens": 8, "temperature": 0}
+        return [
+            httpx.post(server.url + "/v1/completions", json={**body, "model": name}).json()[
+                "choices"
+            ][0]["text"]
+            for name in names
+        ]
+
+
+def test_an_adapter_and_its_base_share_an_engine(
+    runs: Path, adapted: Path, running: Callable[..., Any]
+) -> None:
+    models = load(named([str(adapted), str(runs / "sft"), str(runs / "rlvr")]))
+    assert [model.name for model in models] == ["my.adapter", "sft", "rlvr"]
+    assert models[0].engine is models[1].engine is not models[2].engine
+    found = answers(models, running, ["my.adapter", "sft", "my.adapter"])
+    assert found[0] == found[2] != found[1]
+    alone = load({"alone": adapted}), load({"base": runs / "sft"})
+    assert answers(alone[0], running, ["alone"]) == found[:1]
+    assert answers(alone[1], running, ["base"]) == found[1:2]
+
+
+def test_an_adapter_with_a_tokenizer_of_its_own_has_an_engine_of_its_own(
+    runs: Path, adapted: Path
+) -> None:
+    shutil.copy(runs / "sft" / "tokenizer.json", adapted)
+    models = load(named([str(adapted), str(runs / "sft")]))
+    assert models[0].engine is models[1].engine, "the same tokenizer is no other one"
+    text = (adapted / "tokenizer.json").read_text(encoding="utf-8")
+    (adapted / "tokenizer.json").write_text(json.dumps(json.loads(text)), encoding="utf-8")
+    (adapted / "tokenizer_config.json").write_bytes(
+        (runs / "sft" / "tokenizer_config.json").read_bytes()
+    )
+    models = load(named([str(adapted), str(runs / "sft")]))
+    assert models[0].engine is not models[1].engine
+
+
+def test_models_can_compute_in_less(runs: Path, running: Callable[..., Any]) -> None:
+    models = load({"sft": runs / "sft"}, "bfloat16")
+    assert models[0].engine.precision == "bfloat16"
+    assert answers(models, running, ["sft"]) != [""]
+
+
+def test_a_rate_is_counted_for_each_sender() -> None:
+    rate = Rate(per_minute=2)
+    assert [rate.take("a", 0.0), rate.take("a", 0.0), rate.take("b", 0.0)] == [0, 0, 0]
+    assert rate.take("a", 0.0) == pytest.approx(30)
+    assert rate.take("a", 20.0) == pytest.approx(10)
+    assert rate.take("a", 31.0) == 0
+    assert Rate(0).take("a", 0.0) == 0

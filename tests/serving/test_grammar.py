@@ -1,0 +1,164 @@
+"""Replies that must have a form have it, whatever the model would rather write."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from instar.errors import UserError
+from instar.serving.grammar import Grammar, Vocabulary
+from instar.serving.shortest import jump
+from instar.tokenizer.hf import Tokenizer
+
+NODE = {
+    "type": "object",
+    "properties": {
+        "next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]},
+        "value": {"type": "string", "maxLength": 10},
+    },
+    "required": ["next", "value"],
+}
+TOWN = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "population": {"type": "number"},
+        "tags": {"type": "array", "items": {"enum": ["large", "small", "coastal"]}},
+    },
+    "required": ["city", "population", "tags"],
+}
+SCHEMAS: list[dict[str, Any]] = [
+    {},
+    {"type": "object"},
+    {"type": ["string", "null"]},
+    {"type": "array", "items": TOWN},
+    {"$ref": "#/$defs/node", "$defs": {"node": NODE}},
+    {"type": "object", "additionalProperties": {"type": "integer"}},
+    {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}},
+    {"type": "array", "minItems": 2, "maxItems": 4, "items": {"type": "number"}},
+    {"type": "array", "minItems": 30, "items": {"type": "integer"}},
+    {"type": "string", "pattern": "^[a-z]{2,5}-[0-9]{1,4}$"},
+    {"type": "string", "minLength": 60},
+    {"type": "integer", "minimum": 3, "maximum": 40},
+    {"enum": ['a"b', "c\\d", 3, None, {"x": [1]}]},
+    {"type": "object", "properties": {"s": {"type": "string", "maxLength": 9}}, "required": ["s"]},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(runs: Path) -> Tokenizer:
+    return Tokenizer.load(runs / "sft")
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+    return Vocabulary(tokenizer, tokenizer.turn_end_ids)
+
+
+def written(grammar: Grammar, tokenizer: Tokenizer, limit: int, seed: int) -> str:
+    """What a model without any preference writes, which would rather not stop."""
+    chance, ids = random.Random(seed), list[int]()
+    while len(ids) < limit:
+        allowed = grammar.allowed().nonzero().flatten().tolist()
+        going_on = [id for id in allowed if id not in tokenizer.turn_end_ids]
+        if not going_on:
+            return tokenizer.decode(ids)
+        ids.append(chance.choice(going_on))
+        grammar.accept(ids[-1])
+    pytest.fail(f"not finished after {limit} tokens: {tokenizer.decode(ids)!r}")
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=json.dumps)
+def test_every_answer_is_json_of_the_schema(
+    vocabulary: Vocabulary, tokenizer: Tokenizer, schema: dict[str, Any]
+) -> None:
+    for seed in range(36):  # some 500 answers in all
+        text = written(vocabulary.json_schema(schema, 150), tokenizer, 150, seed)
+        jsonschema.validate(json.loads(text), schema)
+
+
+def test_the_end_comes_late_but_not_too_late(vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
+    schema = {"type": "array", "items": {"type": "array", "items": {"type": "string"}}}
+    for limit in (40, 80, 160):
+        lengths = [
+            len(
+                tokenizer.encode(
+                    written(vocabulary.json_schema(schema, limit), tokenizer, limit, s)
+                )
+            )
+            for s in range(20)
+        ]
+        assert max(lengths) < limit, "the stop token has room as well"
+        assert max(lengths) > limit / 2, "it is not closed for fear"
+
+
+def test_properties_are_not_made_up(vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    for seed in range(20):
+        text = written(vocabulary.json_schema(schema, 80), tokenizer, 80, seed)
+        assert set(json.loads(text)) <= {"a"}
+
+
+def test_a_call_stands_between_its_tags(vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
+    schema = {"type": "object", "properties": {"name": {"const": "f"}}, "required": ["name"]}
+    text = written(vocabulary.call(schema, 100), tokenizer, 100, 0)
+    assert text == '<tool_call>\n{"name": "f"}\n</tool_call>'
+
+
+def test_regular_expressions(vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
+    texts = {written(vocabulary.regex("(a|b)[0-9]{2}", 9), tokenizer, 9, seed) for seed in range(9)}
+    assert len(texts) > 3 and all(len(text) == 3 and text[0] in "ab" for text in texts)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"type": "fish"}, {"$ref": "#/$defs/nothing"}, {"$ref": "#"}, {"enum": []}, {"pattern": "("},
+     {"not": {"type": "string"}}, {"properties": {"a": {"uniqueItems": True}}}, False, 7,
+     {"allOf": [{"type": "string"}, {"minLength": 2}]}, {"enum": ["x" * 70_000]},
+     {"type": "object", "properties": {str(i): {} for i in range(2000)}}],
+    ids=lambda schema: json.dumps(schema)[:40],
+)  # fmt: skip
+def test_what_replies_cannot_be_held_to_is_refused(vocabulary: Vocabulary, schema: Any) -> None:
+    if schema == {"pattern": "("}:
+        schema = {"type": "string", **schema}
+    with pytest.raises(UserError):
+        vocabulary.json_schema(schema, 50)
+
+
+def test_names_are_no_keywords(vocabulary: Vocabulary) -> None:
+    properties = {"not": {"type": "string"}, "if": {"enum": [{"not": 1}]}}
+    vocabulary.json_schema({"type": "object", "properties": properties}, 50)
+
+
+def test_how_much_one_step_can_oblige_to() -> None:
+    # {"city":"","population":0,"tags":[]} with the blanks that are written has 41 characters.
+    assert 30 <= jump({"type": "array", "items": TOWN}) <= 60
+    assert jump({"type": "object", "properties": {"a": {"enum": ["x" * 90, "y"]}}}) == 92
+    assert jump({"type": "array", "items": {"type": "array"}}) < 10
+
+
+def test_schemas_that_refer_to_themselves_often_take_no_time() -> None:
+    names = [f"p{i}" for i in range(20)]
+    node = {
+        "type": "object",
+        "properties": {name: {"$ref": "#/$defs/node"} for name in names},
+        "required": names,
+    }
+    # Twenty to the power of a depth would never end.
+    assert jump({"$ref": "#/$defs/node", "$defs": {"node": node}}) >= 20 * 6
+
+
+def test_schemas_are_not_nested_without_end(vocabulary: Vocabulary) -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(60):
+        schema = {"type": "array", "items": schema}
+    vocabulary.json_schema(schema, 50)
+    for _ in range(60):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises(UserError, match="deep"):
+        vocabulary.json_schema(schema, 50)

@@ -1,0 +1,210 @@
+"""The official client, unmodified, against a server at a port."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import jsonschema
+import openai
+import pytest
+
+HELLO = [{"role": "user", "content": "hi there"}]
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 8}},
+            "required": ["city"],
+        },
+    },
+}
+
+
+@pytest.fixture
+def client(server: Any) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def text_of(stream: Any, index: int = 0) -> str:
+    return "".join(
+        choice.delta.content or ""
+        for chunk in stream
+        for choice in chunk.choices
+        if choice.index == index
+    )
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["sft", "rlvr", "wide"]
+    assert client.models.retrieve("rlvr").id == "rlvr"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("nobody")
+
+
+def test_chat_is_a_function_of_its_seed(client: openai.OpenAI) -> None:
+    def ask(seed: int, model: str = "sft") -> str | None:
+        reply = client.chat.completions.create(
+            model=model, messages=HELLO, max_tokens=12, seed=seed
+        )
+        assert reply.usage is not None and reply.usage.completion_tokens <= 12
+        assert reply.choices[0].finish_reason in ("stop", "length")
+        return reply.choices[0].message.content
+
+    assert ask(1) == ask(1)
+    assert ask(1) != ask(2)
+    assert ask(1) != ask(1, "rlvr")
+
+
+def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None:
+    wanted: dict[str, Any] = {"model": "sft", "messages": HELLO, "max_tokens": 20, "seed": 4}
+    whole = client.chat.completions.create(**wanted, n=2)
+    chunks = list(
+        client.chat.completions.create(
+            **wanted, n=2, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    for index, choice in enumerate(whole.choices):
+        assert text_of(chunks, index) == choice.message.content
+        reasons = [c.finish_reason for k in chunks for c in k.choices if c.index == index]
+        assert [r for r in reasons if r] == [choice.finish_reason]
+    assert whole.choices[0].message.content != whole.choices[1].message.content
+    assert chunks[-1].usage == whole.usage and chunks[-1].choices == []
+    assert len(chunks) > 6, "it came in pieces"
+
+
+def test_logprobs(client: openai.OpenAI) -> None:
+    reply = client.chat.completions.create(
+        model="sft", messages=HELLO, max_tokens=8, temperature=0, logprobs=True, top_logprobs=3
+    )
+    logprobs = reply.choices[0].logprobs
+    assert logprobs is not None and logprobs.content
+    for token in logprobs.content:
+        assert len(token.top_logprobs) == 3
+        # At temperature 0 the likeliest was taken.
+        assert token.logprob == pytest.approx(max(t.logprob for t in token.top_logprobs))
+    written = b"".join(bytes(token.bytes or []) for token in logprobs.content)
+    assert written.decode(errors="replace") == reply.choices[0].message.content
+
+
+def test_streamed_logprobs_are_the_same(client: openai.OpenAI) -> None:
+    wanted: dict[str, Any] = {"model": "sft", "messages": HELLO, "max_tokens": 8, "seed": 3}
+    whole = client.chat.completions.create(**wanted, logprobs=True).choices[0].logprobs
+    stream = client.chat.completions.create(**wanted, logprobs=True, stream=True)
+    pieces = [c.choices[0].logprobs for c in stream if c.choices and c.choices[0].logprobs]
+    streamed = [token for piece in pieces for token in piece.content or []]
+    assert whole is not None and [t.token for t in streamed] == [
+        t.token for t in whole.content or []
+    ]
+
+
+def test_json_schema(client: openai.OpenAI) -> None:
+    for seed in range(4):
+        reply = client.chat.completions.create(
+            model="sft",
+            messages=HELLO,
+            max_tokens=60,
+            seed=seed,
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "person", "schema": PERSON, "strict": True},
+            },
+        )
+        jsonschema.validate(json.loads(reply.choices[0].message.content or ""), PERSON)
+        assert reply.choices[0].finish_reason == "stop"
+
+
+def test_any_json_and_regular_expressions(client: openai.OpenAI) -> None:
+    def ask(form: Any) -> str:
+        reply = client.chat.completions.create(
+            model="sft", messages=HELLO, max_tokens=60, response_format=form
+        )
+        return reply.choices[0].message.content or ""
+
+    assert isinstance(json.loads(ask({"type": "json_object"})), dict)
+    answer = ask({"type": "regex", "pattern": "(yes|no), [0-9]{2}"})
+    assert answer[:-2] in ("yes, ", "no, ") and answer[-2:].isdigit()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "weather"}}]
+)
+def test_a_function_that_must_be_called(client: openai.OpenAI, stream: bool, choice: Any) -> None:
+    # The fixture's models read bytes: the description of a tool alone has hundreds of tokens.
+    wanted: dict[str, Any] = {"model": "wide", "messages": HELLO, "tools": [WEATHER]}
+    answer = client.chat.completions.create(
+        **wanted, tool_choice=choice, max_tokens=200, stream=stream
+    )
+    if stream:
+        chunks = list(answer)
+        calls = [call for c in chunks for x in c.choices for call in x.delta.tool_calls or []]
+        reasons = [x.finish_reason for c in chunks for x in c.choices if x.finish_reason]
+        assert text_of(chunks) == ""
+    else:
+        message = answer.choices[0].message
+        calls, reasons = message.tool_calls, [answer.choices[0].finish_reason]
+        assert message.content is None
+    assert reasons == ["tool_calls"] and len(calls) == 1
+    assert calls[0].function.name == "weather" and calls[0].id
+    assert list(json.loads(calls[0].function.arguments)) == ["city"]
+
+
+def test_the_answer_of_a_function_goes_back(client: openai.OpenAI) -> None:
+    call = {"id": "call_1", "type": "function",
+            "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}  # fmt: skip
+    messages = [
+        *HELLO,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
+    ]
+    reply = client.chat.completions.create(
+        model="wide", messages=messages, tools=[WEATHER], tool_choice="none", max_tokens=5
+    )
+    assert reply.choices[0].finish_reason in ("stop", "length")
+
+
+def test_completions(client: openai.OpenAI) -> None:
+    reply = client.completions.create(
+        model="sft", prompt=["one", "two"], n=2, max_tokens=6, echo=True, logprobs=2, seed=1
+    )
+    assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
+    assert [choice.text[:3] for choice in reply.choices] == ["one", "one", "two", "two"]
+    logprobs = reply.choices[0].logprobs
+    assert logprobs is not None and len(logprobs.tokens or []) == len(logprobs.top_logprobs or [])
+    stream = client.completions.create(
+        model="sft", prompt="one", max_tokens=6, echo=True, seed=1, stream=True
+    )
+    assert "".join(chunk.choices[0].text for chunk in stream) == reply.choices[0].text
+
+
+def test_stop_bias_and_penalties_arrive(client: openai.OpenAI) -> None:
+    def ask(**options: Any) -> Any:
+        return client.chat.completions.create(
+            model="sft", messages=HELLO, max_tokens=12, temperature=0, **options
+        ).choices[0]
+
+    plain = ask()
+    text = plain.message.content
+    assert len(text) > 4
+    stopped = ask(stop=text[3])
+    assert stopped.message.content == text[: text.index(text[3])]
+    assert stopped.finish_reason == "stop"
+    ids = httpx.post(f"{client.base_url}".replace("/v1/", "/tokenize"), json={"prompt": "a"})
+    (a,) = ids.json()["tokens"]
+    assert ask(logit_bias={str(a): 100}).message.content == "a" * 12
+    gentle = {"logit_bias": {str(a): 8}}
+    favoured = ask(**gentle).message.content.count("a")
+    assert favoured > ask(**gentle, frequency_penalty=2).message.content.count("a")

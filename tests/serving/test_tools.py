@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instar.serving.chat_api import Speaker
+from instar.serving.chat_turns import turns
+from instar.serving.openai_types import ChatMessage, Tool
+from instar.serving.reasoning import Thinking
+from instar.serving.screening import WITHHELD, ScreenedText
+from instar.serving.tags import Between
+from instar.serving.tools import CallParser
+
+CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
+
+
+def cut(text: str, places: list[int]) -> list[str]:
+    edges = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
+    return [text[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def parsed(pieces: list[str]) -> tuple[str, list[tuple[str, str]]]:
+    parser = CallParser()
+    steps = [parser.push(piece) for piece in pieces] + [parser.flush()]
+    text = "".join(step[0] for step in steps)
+    return text, [(call.name, call.arguments) for step in steps for call in step[1]]
+
+
+@given(st.text("<think>/ab", max_size=60), st.lists(st.integers(0, 200), max_size=8))
+@settings(deadline=None)
+def test_text_between_tags_does_not_depend_on_the_pieces(text: str, places: list[int]) -> None:
+    def split(pieces: list[str]) -> tuple[str, str]:
+        between = Between("<think>", "</think>")
+        parts = [part for piece in pieces for part in between.push(piece)] + between.flush()
+        return tuple("".join(t for i, t in parts if i is inside) for inside in (True, False))
+
+    assert split(cut(text, places)) == split([text])
+
+
+@given(st.lists(st.integers(0, 300), max_size=12))
+@settings(deadline=None)
+def test_calls_do_not_depend_on_the_pieces(places: list[int]) -> None:
+    text = f"Let me see. {CALL} and {CALL}"
+    said, calls = parsed(cut(text, places))
+    assert said == "Let me see.  and "
+    assert calls == [("f", '{"x": 1}')] * 2
+
+
+@pytest.mark.parametrize(
+    "block",
+    ["<tool_call>not JSON</tool_call>", '<tool_call>{"arguments": {}}</tool_call>',
+     '<tool_call>["f"]</tool_call>', '<tool_call>{"name": "f", "arguments": 3}</tool_call>',
+     "<tool_call>{", "<tool_cal", "<tool_call>" + "[" * 100_000],
+)  # fmt: skip
+def test_what_is_no_call_stays_text(block: str) -> None:
+    assert parsed(["a ", block]) == ("a " + block, [])
+
+
+def test_a_call_that_was_not_closed_counts_if_it_is_whole() -> None:
+    assert parsed([CALL.removesuffix("</tool_call>")])[1] == [("f", '{"x": 1}')]
+
+
+@pytest.mark.parametrize(
+    ("text", "begun", "thought", "answer"),
+    [
+        ("plain", False, "", "plain"),
+        ("<think>\nhm\n</think>\n\nyes", False, "hm\n", "yes"),
+        ("hm</think>yes", True, "hm", "yes"),
+        ("<think>never closed", False, "never closed", ""),
+        ("a <thin", False, "", "a <thin"),
+    ],
+)
+def test_thinking(text: str, begun: bool, thought: str, answer: str) -> None:
+    for size in (1, 3, 100):
+        thinking = Thinking(begun)
+        parts = [thinking.push(text[i : i + size]) for i in range(0, len(text), size)]
+        parts.append(thinking.flush())
+        assert tuple("".join(part) for part in zip(*parts, strict=True)) == (thought, answer)
+
+
+def test_a_speaker_sorts_thoughts_words_and_calls() -> None:
+    speaker = Speaker(False, True, ScreenedText(None))
+    text = f"<think>which?</think>One moment. {CALL}"
+    said = [speaker.push(letter, False) for letter in text] + [speaker.push("", True)]
+    assert "".join(each.thought for each in said) == "which?"
+    assert "".join(each.content for each in said) == "One moment. "
+    assert [call.name for each in said for call in each.calls] == ["f"]
+    assert speaker.finish("stop") == "tool_calls" and speaker.finish("timeout") == "length"
+
+
+def test_turns_that_every_template_knows() -> None:
+    call = {"id": "1", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    given_messages = [
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "tool_calls": [call, call]},
+        {"role": "tool", "content": "1", "tool_call_id": "1"},
+        {"role": "tool", "content": "2", "tool_call_id": "1"},
+        {"role": "user", "content": "c"},
+    ]
+    tool = Tool.model_validate({"type": "function", "function": {"name": "f"}})
+    found = turns([ChatMessage.model_validate(message) for message in given_messages], [tool])
+    assert [message["role"] for message in found] == ["system", "user", "assistant", "user", "user"]
+    assert json.dumps({"type": "function", "function": {"name": "f"}}) in found[0]["content"]
+    assert found[1]["content"] == "ab"
+    assert found[2]["content"] == f"{CALL}\n{CALL}"
+    assert found[3]["content"] == (
+        "<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response>"
+    )
+
+
+class Strict:
+    """Stops what says "bad"."""
+
+    def check(self, text: str, role: str) -> Strict:
+        self.allowed, self.reason = "bad" not in text, "bad words"
+        return self
+
+
+def test_a_reply_is_withheld_before_the_sentence_that_is_stopped() -> None:
+    screened = ScreenedText(Strict())
+    shown = [screened.push(piece, False) for piece in ("Good. ", "A b", "ad thing. ", "More. ")]
+    assert "".join(shown) == "Good." + WITHHELD and screened.stopped
+    assert Speaker(False, False, screened).finish("stop") == "content_filter"

@@ -1,0 +1,119 @@
+"""`instar serve` as a process: it starts, is killed, starts again, and ends in good order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from instar.errors import UserError
+from instar.serving.verb import Options, main
+
+BODY = {
+    "messages": [{"role": "user", "content": "hi there"}],
+    "max_tokens": 100,
+    "logit_bias": {"3": -100, "5": -100},
+    "stream": True,
+}
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def process(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "instar.cli", "serve", str(directory), "--port", str(port)]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ})
+    try:
+        yield server
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url + "/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_killed_and_started_again(runs: Path, port: int, waiting: Callable[..., None]) -> None:
+    url = f"http://127.0.0.1:{port}"
+    with process(runs / "sft", port) as server:
+        waiting(lambda: answers(url), 60)
+        with (
+            pytest.raises(httpx.TransportError),
+            httpx.stream("POST", url + "/v1/chat/completions", json=BODY) as answer,
+        ):
+            for number, _ in enumerate(answer.iter_raw()):
+                if number == 1:
+                    server.kill()
+        server.wait(10)
+    with process(runs / "sft", port) as server:
+        waiting(lambda: answers(url), 60)
+        lines = list[str]()
+        begun = threading.Event()
+
+        def read() -> None:
+            with httpx.stream("POST", url + "/v1/chat/completions", json=BODY) as answer:
+                for line in answer.iter_lines():
+                    lines.append(line)
+                    begun.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert begun.wait(20)
+        server.send_signal(signal.SIGTERM)
+        reader.join(30)
+        assert "data: [DONE]" in lines, "what ran was finished"
+        assert server.wait(20) == 0
+
+
+def test_a_port_that_is_taken(runs: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with process(runs / "sft", taken.getsockname()[1]) as server:
+            _, said = server.communicate(timeout=60)
+    assert server.returncode == 2
+    assert b"Traceback" not in said and b"port" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["{runs}/sft", "--queue", "0"], ["{runs}/sft", "--port", "70000"], ["{runs}/nothing"],
+     ["{runs}/sft", "{runs}/sft"], ["{runs}/sft", "--rate", "-1"]],
+)  # fmt: skip
+def test_mistakes_on_the_command_line(runs: Path, arguments: list[str]) -> None:
+    with pytest.raises((UserError, SystemExit)) as caught:
+        main([argument.format(runs=runs) for argument in arguments])
+    if isinstance(caught.value, SystemExit):
+        assert caught.value.code == 2
+
+
+def test_keys_come_from_the_environment_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("INSTAR_API_KEYS", "one, two,")
+    rules = Options(models=("m",), api_key=("three",), host="0.0.0.0").rules()
+    assert list(rules.keys) == ["three", "one", "two"] and not rules.hosts
+    assert not capsys.readouterr().err
+    monkeypatch.delenv("INSTAR_API_KEYS")
+    assert Options(models=("m",)).rules().hosts, "only this machine's own names"
+    assert not capsys.readouterr().err
+    Options(models=("m",), host="0.0.0.0").rules()
+    assert "--api-key" in capsys.readouterr().err

@@ -1,0 +1,271 @@
+"""What should not be asked: the right status each, in OpenAI's shape, and nothing is left over."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+HELLO = [{"role": "user", "content": "hi there"}]
+
+
+def post(server: Any, path: str = "/v1/chat/completions", **options: Any) -> httpx.Response:
+    return httpx.post(server.url + path, timeout=30, **options)
+
+
+def ask(server: Any, **body: Any) -> httpx.Response:
+    return post(server, json={"messages": HELLO, "max_tokens": 4, **body})
+
+
+def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["message"]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "warm"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"n": 1000}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"seed": 1 << 70}, "seed"),
+        ({"messages": []}, "messages"),
+        ({"messages": None}, "messages"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias"),
+        ({"stop": ""}, None),
+        ({"top_logprobs": 2}, None),
+        ({"tool_choice": "required"}, None),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, None),
+        ({"messages": [{"role": "queen", "content": "hello"}]}, None),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+         "messages.0.content"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "fish"}}}},
+         None),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}},
+         None),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}},
+         None),
+        ({"response_format": {"type": "regex", "pattern": "("}}, None),
+    ],
+)  # fmt: skip
+def test_values_out_of_range(server: Any, body: dict[str, Any], param: str | None) -> None:
+    # Not through httpx's json, which refuses half a surrogate pair itself.
+    content = json.dumps({"messages": HELLO, "max_tokens": 4, **body})
+    answer = post(server, content=content, headers={"Content-Type": "application/json"})
+    error = error_of(answer, 400)
+    if param:
+        assert error["param"] == param
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b'"text"', b'{"messages": "\xff\xfe"}', b"\xff" * 100,
+     b"[" * 100_000, b'{"seed": ' + b"9" * 10_000 + b"}"],
+)  # fmt: skip
+def test_bodies_that_are_no_json(server: Any, content: bytes) -> None:
+    answer = post(server, content=content, headers={"Content-Type": "application/json"})
+    error_of(answer, 400)
+
+
+def test_a_deep_schema_is_refused(server: Any) -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(300):
+        schema = {"type": "array", "items": schema, "minItems": 1}
+    form = {"type": "json_schema", "json_schema": {"schema": schema}}
+    assert ask(server, response_format=form).status_code in (200, 400)
+
+
+def test_pages_that_do_not_exist(server: Any) -> None:
+    error_of(post(server, "/v1/nothing", json={}), 404)
+    error_of(httpx.get(server.url + "/v1/chat/completions"), 405)
+    assert error_of(ask(server, model="nobody"), 404)["code"] == "model_not_found"
+
+
+def test_a_prompt_that_is_too_long(server: Any) -> None:
+    answer = ask(server, messages=[{"role": "user", "content": "a" * 500}])
+    assert error_of(answer, 400)["code"] == "context_length_exceeded"
+    answer = post(server, "/v1/completions", json={"prompt": "a" * 500})
+    assert error_of(answer, 400)["code"] == "context_length_exceeded"
+
+
+def test_ten_megabytes(server: Any) -> None:
+    answer = ask(server, messages=[{"role": "user", "content": "a" * 10_000_000}])
+    assert error_of(answer, 413)["code"] == "body_too_large"
+
+    def pieces() -> Any:  # without a length in the header
+        for _ in range(100):
+            yield b"a" * 100_000
+
+    error_of(post(server, content=pieces()), 413)
+    assert ask(server).status_code == 200
+
+
+def test_keys(serving: Callable[..., Any]) -> None:
+    with serving(keys=["right", "other"]) as server:
+        error = error_of(ask(server), 401)
+        assert error["code"] == "invalid_api_key" and error["type"] == "authentication_error"
+        for key, status in (("wrong", 401), ("right", 200), ("other", 200), ("", 401)):
+            header = {"Authorization": f"Bearer {key}" if key else "Bearer"}
+            body = {"messages": HELLO, "max_tokens": 2}
+            assert post(server, json=body, headers=header).status_code == status
+        for path in ("/metrics", "/v1/models", "/nothing"):
+            assert httpx.get(server.url + path).status_code == 401
+        assert httpx.get(server.url + "/health").status_code == 200
+
+
+def test_rate(serving: Callable[..., Any]) -> None:
+    with serving(per_minute=3) as server:
+        answers = [ask(server) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        error_of(answers[-1], 429)
+        assert 1 <= int(answers[-1].headers["Retry-After"]) <= 20
+
+
+def test_a_full_queue(serving: Callable[..., Any]) -> None:
+    with serving(most_open=3) as server:
+        answer = ask(server, n=4)
+        assert error_of(answer, 429)["code"] == "queue_full"
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert ask(server, n=3).status_code == 200, "what was refused counts no more"
+
+
+def test_cors_is_off_unless_asked_for(serving: Callable[..., Any]) -> None:
+    origin = {"Origin": "https://example.org"}
+    asked = {**origin, "Access-Control-Request-Method": "POST"}
+    allowed = "access-control-allow-origin"
+    with serving() as server:
+        assert allowed not in httpx.get(server.url + "/health", headers=origin).headers
+        assert allowed not in httpx.options(server.url + "/chat", headers=asked).headers
+    with serving(origins=["https://example.org"], keys=["k"]) as server:
+        answer = httpx.options(server.url + "/chat", headers=asked)
+        assert answer.headers[allowed] == "https://example.org"
+        other = {**asked, "Origin": "https://elsewhere.org"}
+        assert allowed not in httpx.options(server.url + "/chat", headers=other).headers
+
+
+def test_a_server_that_is_called_by_another_name(serving: Callable[..., Any]) -> None:
+    with serving(hosts=["localhost", "127.0.0.1", "[::1]"]) as server:
+        for name, status in (
+            ("localhost:80", 200), ("[::1]:80", 200), ("[::1]", 200), ("evil.example", 400),
+        ):  # fmt: skip
+            answer = httpx.get(server.url + "/health", headers={"Host": name})
+            assert answer.status_code == status
+
+
+def test_time_is_bounded(serving: Callable[..., Any]) -> None:
+    from instar.serving.asking import Bounds
+
+    with serving(bounds=Bounds(timeout_s=0.0)) as server:
+        answer = ask(server)
+        assert error_of(answer, 503)["code"] == "timeout" and "Retry-After" in answer.headers
+    with serving(bounds=Bounds(timeout_s=0.5, usual_tokens=4000)) as server:
+        body = {"messages": HELLO, "model": "wide", "logit_bias": {"3": -100, "5": -100}}
+        answer = post(server, json=body)
+        choice = answer.json()["choices"][0]
+        assert choice["finish_reason"] == "length"
+        assert 0 < answer.json()["usage"]["completion_tokens"] < 1900
+
+
+def test_tokens_are_bounded(serving: Callable[..., Any]) -> None:
+    from instar.serving.asking import Bounds
+
+    with serving(bounds=Bounds(usual_tokens=3, most_tokens=5)) as server:
+        for wanted, written in ((None, 3), (4, 4), (9, 5)):
+            body = {"messages": HELLO, "max_tokens": wanted, "logit_bias": {"3": -100, "5": -100}}
+            assert post(server, json=body).json()["usage"]["completion_tokens"] == written
+
+
+def connection(server: Any, **body: Any) -> socket.socket:
+    """A chat request that was sent, and whose answer nobody has read."""
+    content = json.dumps({"messages": HELLO, "model": "wide", **body}).encode()
+    sender = socket.create_connection(("127.0.0.1", server.socket.getsockname()[1]), timeout=20)
+    sender.sendall(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (len(content), content)
+    )
+    return sender
+
+
+ENDLESS = {"max_tokens": 1900, "logit_bias": {"3": -100, "5": -100}}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_client_that_leaves_frees_its_slots(
+    server: Any, waiting: Callable[..., None], stream: bool, n: int
+) -> None:
+    worker = server.state.worker
+    with connection(server, stream=stream, n=n, **ENDLESS):
+        waiting(lambda: worker.open == n)
+    waiting(lambda: worker.open == 0)
+    waiting(lambda: all(engine.idle for engine in worker.engines))
+    assert not worker._jobs
+    assert ask(server).status_code == 200
+
+
+def test_clients_that_come_and_go_leave_nothing(server: Any, waiting: Callable[..., None]) -> None:
+    worker = server.state.worker
+    tasks = threading.active_count()
+    for _ in range(10):
+        with connection(server, stream=True, **ENDLESS) as sender:
+            assert sender.recv(12) == b"HTTP/1.1 200"
+        with socket.create_connection(sender_address(server)) as sender:
+            sender.sendall(b"POST /chat HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
+        with socket.create_connection(sender_address(server)) as sender:
+            sender.sendall(b"\x00\xff nonsense\r\n\r\n")
+            assert sender.recv(12) == b"HTTP/1.1 400"
+    waiting(lambda: worker.open == 0 and all(engine.idle for engine in worker.engines))
+    waiting(lambda: not server.server_state.connections)
+    assert threading.active_count() <= tasks + 40, "asyncio's own threads at most"
+    assert ask(server).status_code == 200
+
+
+def sender_address(server: Any) -> tuple[str, int]:
+    return server.socket.getsockname()[:2]
+
+
+def test_an_engine_that_fails_says_so_and_goes_on(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = server.state.models[0].engine
+    step = engine.step
+
+    def failing() -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(engine, "step", failing)
+    assert error_of(ask(server), 500)["type"] == "server_error"
+    monkeypatch.setattr(engine, "step", step)
+    assert ask(server).status_code == 200
+    assert server.state.worker.open == 0
+
+
+def test_what_runs_is_finished_at_the_end(serving: Callable[..., Any]) -> None:
+    async def both(server: Any) -> httpx.Response:
+        async with httpx.AsyncClient(timeout=30) as client:
+            body = {"messages": HELLO, "model": "wide", **ENDLESS, "max_tokens": 300}
+            asked = asyncio.create_task(client.post(server.url + "/v1/chat/completions", json=body))
+            while not server.state.worker.open:
+                await asyncio.sleep(0.01)
+            server.should_exit = True
+            return await asked
+
+    with serving() as server:
+        answer = asyncio.run(both(server))
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["completion_tokens"] == 300
+    assert not server.state.worker.alive
