@@ -264,8 +264,8 @@ def test_every_pair_loss_can_be_chosen(
     init = run(values["pretrain"])
     twins = []
 
-    def twin(policy: Any) -> Any:
-        twins.append(frozen_twin(policy))
+    def twin(policy: Any, silent: bool) -> Any:
+        twins.append(frozen_twin(policy, silent))
         return twins[-1]
 
     monkeypatch.setattr("instar.stages.dpo.frozen_twin", twin)
