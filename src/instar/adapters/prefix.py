@@ -135,20 +135,14 @@ class PrefixConfig(AdapterConfig):
     @classmethod
     def from_peft(cls, values: dict[str, Any]) -> Self:
         """The settings in PEFT's `adapter_config.json`; PEFT stores a plain prefix as well."""
-        decoder_only(values)
-        ours = {
-            "num_virtual_tokens": values.get("num_virtual_tokens"),
-            "start": "random",  # what is read takes its place
-            "modules_to_save": whole_parts_of(values),
-        }
-        return cls.parse(ours, "adapter_config.json")
+        return cls.parse(virtual_values(values), "adapter_config.json")
 
 
-def decoder_only(values: dict[str, Any]) -> None:
-    """Refuse virtual tokens for an encoder and a decoder.
+def virtual_values(values: dict[str, Any]) -> dict[str, Any]:
+    """What PEFT's record says of virtual tokens, in our words.
 
     Raises:
-        UserError: ``num_transformer_submodules`` is not 1.
+        UserError: ``num_transformer_submodules`` is not 1: it is for an encoder and a decoder.
     """
     parts = values.get("num_transformer_submodules") or 1
     if parts != 1:
@@ -156,6 +150,11 @@ def decoder_only(values: dict[str, Any]) -> None:
             f"num_transformer_submodules is {parts}: an adapter for an encoder and a decoder",
             "instar's models are decoders alone.",
         )
+    return {
+        "num_virtual_tokens": values.get("num_virtual_tokens"),
+        "start": "random",  # what is read takes its place
+        "modules_to_save": whole_parts_of(values),
+    }
 
 
 class LearntPrefix(Virtual):

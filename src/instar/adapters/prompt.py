@@ -15,8 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from instar.adapters.base import AdapterConfig
-from instar.adapters.peft_fields import whole_parts_of
-from instar.adapters.prefix import Pairs, Virtual, decoder_only, put_before, read
+from instar.adapters.prefix import Pairs, Virtual, put_before, read, virtual_values
 from instar.errors import UserError
 from instar.model.transformer import Headed
 from instar.tokenizer.hf import Tokenizer
@@ -79,13 +78,7 @@ class PromptConfig(AdapterConfig):
     @classmethod
     def from_peft(cls, values: dict[str, Any]) -> Self:
         """The settings in PEFT's `adapter_config.json`, but for how the prompt once began."""
-        decoder_only(values)
-        ours = {
-            "num_virtual_tokens": values.get("num_virtual_tokens"),
-            "start": "random",  # what is read takes its place
-            "modules_to_save": whole_parts_of(values),
-        }
-        return cls.parse(ours, "adapter_config.json")
+        return cls.parse(virtual_values(values), "adapter_config.json")
 
 
 class LearntPrompt(Virtual):
