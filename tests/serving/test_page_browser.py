@@ -338,6 +338,7 @@ def test_what_the_context_has_no_room_for_is_forgotten_and_said_so(page: Page, s
     for i in range(4):
         send(page, f"m{i}")
         expect(words(page)).to_contain_text(f"says m{i}")
+        expect(page.locator("#chat .send")).to_be_visible()  # the reply is at its end
     expect(page.locator("#chat .note")).to_contain_text("oldest exchange is forgotten")
     assert [m["content"] for m in server.asked[-1]["messages"]][::2] == ["m1", "m2", "m3"]
 
