@@ -30,6 +30,7 @@ from rich.table import Table
 from instar.checkpoint import load_causal_lm, save_model
 from instar.exchange.gguf_write import write_gguf
 from instar.generation import GREEDY, Engine, Stopping
+from instar.memory import keep_freed_memory
 from instar.model import CausalLM, ModelConfig
 from instar.model.transformer import initialize
 from instar.tokenizer.hf import Tokenizer, save_tokenizer
@@ -243,6 +244,7 @@ def main() -> None:
     if len(arguments.new) == 1:
         arguments.new *= len(arguments.batches)
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as every command of instar does
     for shape in arguments.shapes:
         with tempfile.TemporaryDirectory() as temporary:
             directory = Path(temporary)

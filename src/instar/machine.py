@@ -60,7 +60,7 @@ def remembered(question: str, measure: Callable[[], Any]) -> Any:
     processor, number of threads and version of torch; delete the file to have it all measured
     again. What a run chooses by them so stays the same when it is stopped and goes on.
     """
-    path, key = _path(), identity()
+    path, key = cache_directory() / "machine.json", identity()
     try:
         known = read_json(path)
         answers = known.get(key, {})
@@ -93,10 +93,10 @@ def identity() -> str:
     return f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def _path() -> Path:
-    """Where answers are kept."""
+def cache_directory() -> Path:
+    """Where is kept what was found out, or built, for this machine."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "instar" / "machine.json"
+    return Path(cache) / "instar"
 
 
 @functools.cache

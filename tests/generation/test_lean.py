@@ -10,13 +10,21 @@ import torch
 from instar.adapters.base import activate, add, merge
 from instar.adapters.lora import LoRAConfig
 from instar.errors import UserError
-from instar.generation import GREEDY, Completion, Engine, Request, Sampling, Stopping
+from instar.generation import GREEDY, Completion, Engine, Request, Sampling, Stopping, native
 from instar.generation.body import fits
 from instar.generation.reading import LeanReader, ModelReader
 from instar.model import CausalLM, ModelConfig
 from instar.model.config import RopeScaling
 from instar.model.transformer import initialize
 from instar.tokenizer.hf import Tokenizer
+
+
+@pytest.fixture(autouse=True, params=["compiled", "plain"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """All of this holds for both ways to compute it."""
+    if request.param == "plain":
+        monkeypatch.setattr(native, "library", lambda: None)
+
 
 STOPPING = Stopping(frozenset(), max_new_tokens=10)
 SHAPE = {

@@ -1,21 +1,28 @@
-"""The weights of a model, laid out for ``lean.forward``."""
+"""The weights of a model, laid out for writing."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from instar.generation.lean import Body, Layer
-from instar.generation.products import Eight, Packed, Plain, Product
+from instar.generation import lean, native
+from instar.generation.lean import Body, Layer, Place
+from instar.generation.products import Format, product_of
 from instar.model.feedforward import FeedForward
 from instar.model.layers import Attention, Block, RMSNorm, rotary_tables
 from instar.model.transformer import CausalLM, Decoder
 
-Format = Literal["float32", "bfloat16", "int8"]
-"""Of the matrices."""
+Forward = Callable[[Tensor, Place, Tensor | None], Tensor]
+"""``lean.forward`` with the weights of a model."""
+
+M = TypeVar("M")
+Make = Callable[[Tensor, Tensor | None], M]
+"""Makes a matrix of a float32 weight ``(outputs, inputs)`` and its bias."""
 
 
 def fits(model: CausalLM) -> bool:
@@ -45,21 +52,35 @@ def _linears(block: Block) -> list[nn.Module]:
     return [*heads, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
 
 
-@torch.no_grad()
-def laid_out(model: CausalLM, format: Format) -> Body:
-    """A copy of the matrices, joined and in another format; what is no matrix stays the model's.
+def is_compiled(model: CausalLM, format: Format) -> bool:
+    """Whether ``fast_forward`` runs compiled code."""
+    return native.takes(model.config, format, model.lm_head.weight.device)
+
+
+def fast_forward(model: CausalLM, format: Format) -> Forward:
+    """The fastest way to compute the model here, with a copy of its matrices.
 
     Args:
         model: One that ``fits``.
         format: Of the copies.
     """
+    if is_compiled(model, format):
+        dtype = getattr(torch, format)
+        panels = laid_out(model, lambda weight, bias: native.Panels(weight.to(dtype), bias))
+        return native.NativeForward(panels, dtype)
+    return partial(lean.forward, laid_out(model, partial(product_of, format)))
+
+
+@torch.no_grad()
+def laid_out(model: CausalLM, make: Make[M]) -> Body[M]:
+    """A copy of the matrices, joined and in another form; what is no matrix stays the model's."""
     decoder, c = model.model, model.config
     assert isinstance(decoder, Decoder)
     device = decoder.embed_tokens.weight.device
     places = torch.arange(c.max_position_embeddings, device=device)[None]
     cos, sin = rotary_tables(places, c.head_dim, c.rope_theta, torch.float32, c.rope_scaling)
-    layers = tuple(_layer(block, model, format) for block in decoder.layers)  # type: ignore[arg-type]
-    head = _product([model.lm_head], format, decoder.norm)
+    layers = tuple(_layer(block, model, make) for block in decoder.layers)  # type: ignore[arg-type]
+    head = _product([model.lm_head], make, decoder.norm)
     embedding = decoder.embed_tokens.weight
     eps, head_eps = (
         torch.tensor(math.sqrt(width * c.rms_norm_eps), device=device)
@@ -69,7 +90,7 @@ def laid_out(model: CausalLM, format: Format) -> Body:
     return Body(c, layers, embedding, head, *turns, eps, head_eps)
 
 
-def _layer(block: Block, model: CausalLM, format: Format) -> Layer:
+def _layer(block: Block, model: CausalLM, make: Make[M]) -> Layer[M]:
     attention, mlp, c = block.self_attn, block.mlp, model.config
     assert isinstance(mlp, FeedForward)
     head_norm = None
@@ -78,25 +99,24 @@ def _layer(block: Block, model: CausalLM, format: Format) -> Layer:
         times = c.num_attention_heads, c.num_key_value_heads
         rows = [s.float().expand(n, -1) for s, n in zip(scales, times, strict=True)]  # type: ignore[operator]
         head_norm = torch.cat(rows) * math.sqrt(c.head_dim)
+    heads = [attention.q_proj, attention.k_proj, attention.v_proj]
     return Layer(
-        _product(
-            [attention.q_proj, attention.k_proj, attention.v_proj], format, block.input_layernorm
-        ),
+        _product(heads, make, block.input_layernorm),
+        _product([attention.o_proj], make),
+        _product([mlp.gate_proj, mlp.up_proj], make, block.post_attention_layernorm),
+        _product([mlp.down_proj], make),
         head_norm,
-        _product([attention.o_proj], format),
-        _product([mlp.gate_proj, mlp.up_proj], format, block.post_attention_layernorm),
-        _product([mlp.down_proj], format),
     )
 
 
-def _product(layers: list[nn.Linear], format: Format, norm: RMSNorm | None = None) -> Product:
+def _product(layers: list[nn.Linear], make: Make[M], norm: RMSNorm | None = None) -> M:
     """One product for several layers with the same input.
 
     Args:
         layers: Their outputs stand side by side.
-        format: Of the matrix.
+        make: Of the matrix.
         norm: What normalises the input: ``W (s x) = (W s) x`` spares to scale each input;
-            the root of its width is what ``lean`` leaves out.
+            the root of its width is what a forward pass leaves out.
     """
     parts = [layer.weight.float() for layer in layers]
     if norm is not None:
@@ -104,10 +124,4 @@ def _product(layers: list[nn.Linear], format: Format, norm: RMSNorm | None = Non
         parts = [part * scale for part in parts]
     weight = parts[0] if len(parts) == 1 else torch.cat(parts)
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-    bias = torch.cat(biases).float() if biases else None
-    if format == "int8":
-        return Eight(weight, bias)
-    dtype = torch.float32 if format == "float32" else torch.bfloat16
-    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    on_processor = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return Packed(weight, bias) if on_processor else Plain(weight, bias)
+    return make(weight, torch.cat(biases).float() if biases else None)

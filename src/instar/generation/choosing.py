@@ -33,14 +33,14 @@ def choose(logits: Tensor, replies: Sequence[Reply], known: int) -> list[int]:
         own = logits[some, :known]
         whose = [replies[row] for row in rows]
         drawn[some] = _draw(_shaped(own, sampling, whose), sampling, whose)
-    total = logits.logsumexp(dim=-1)
-    logprobs = (logits.gather(1, drawn[:, None]).squeeze(1) - total).tolist()
+    every = logits.log_softmax(dim=-1)
+    logprobs = every.gather(1, drawn[:, None]).squeeze(1).tolist()
     if any(logprob != logprob for logprob in logprobs):
         raise UserError(
             "the model's logits are not numbers (NaN)",
             "Its training diverged or its file is damaged; use an earlier checkpoint.",
         )
-    likeliest = _likeliest(logits, total, replies)
+    likeliest = _likeliest(every, replies)
     tokens = drawn.tolist()
     for row, reply in enumerate(replies):
         reply.add(tokens[row], logprobs[row], likeliest.get(row))
@@ -113,14 +113,12 @@ def _draw(warped: Tensor, sampling: Sampling, replies: Sequence[Reply]) -> Tenso
     return draw(warped, uniforms)
 
 
-def _likeliest(
-    logits: Tensor, total: Tensor, replies: Sequence[Reply]
-) -> dict[int, list[tuple[int, float]]]:
+def _likeliest(logprobs: Tensor, replies: Sequence[Reply]) -> dict[int, list[tuple[int, float]]]:
     """The likeliest tokens of the rows that ask for them, with log-probabilities."""
     asked = {row: r.request.top_logprobs for row, r in enumerate(replies) if r.request.top_logprobs}
     if not asked:
         return {}
-    best = (logits - total[:, None]).topk(min(max(asked.values()), logits.shape[1]), dim=-1)
+    best = logprobs.topk(min(max(asked.values()), logprobs.shape[1]), dim=-1)
     values, tokens = best.values.tolist(), best.indices.tolist()
     return {
         row: list(zip(tokens[row][:count], values[row][:count], strict=True))

@@ -66,7 +66,7 @@ class Desk:
     ) -> None:
         self.reader, self.known, self.device = reader, known, device
         self.rows, self.budget, self.retains, self.patience = rows, budget, retains, patience
-        self.slots = Slots(config, rows, reader.dtype, device)
+        self.slots = Slots(config, rows, reader.dtype, device, reader.masks)
         self.waiting: deque[Reply] = deque()
         self.jobs: list[Job] = []
         self.columns = 0

@@ -16,8 +16,9 @@ from instar.adapters.base import check_loaded
 from instar.adapters.opening import load_causal_lm, load_tokenizer
 from instar.distributed import default_device
 from instar.errors import UserError
-from instar.generation.body import Format, fits
+from instar.generation.body import fits
 from instar.generation.desk import Desk
+from instar.generation.products import Format
 from instar.generation.reading import LeanReader, ModelReader, Reader
 from instar.generation.reply import Completion, Reply
 from instar.generation.request import Request

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,22 +20,25 @@ from torch.nn import functional as F
 from instar.generation.products import Product
 from instar.model.config import ModelConfig
 
+M = TypeVar("M")
+"""A matrix, in whatever form."""
 
-class Layer(NamedTuple):
+
+class Layer(NamedTuple, Generic[M]):
     """The weights of a block."""
 
-    into_heads: Product
+    into_heads: M
     """Queries, keys and values; scales of the normalisation before it are multiplied in."""
+    out_of_heads: M
+    widen: M
+    """Gate and up; scales likewise."""
+    narrow: M
     head_norm: Tensor | None
     """Scales of normalised queries and keys times the root of E ``(H + KV, E)``."""
-    out_of_heads: Product
-    widen: Product
-    """Gate and up; scales likewise."""
-    narrow: Product
 
 
 @dataclass(frozen=True)
-class Body:
+class Body(Generic[M]):
     """The weights of a model.
 
     Attributes:
@@ -50,9 +53,9 @@ class Body:
     """
 
     config: ModelConfig
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer[M], ...]
     embedding: Tensor
-    head: Product
+    head: M
     cos: Tensor
     sin: Tensor
     eps: Tensor
@@ -74,7 +77,7 @@ class Place(NamedTuple):
     """Columns that are looked at, new ones included."""
 
 
-def forward(body: Body, ids: Tensor, place: Place, last: Tensor | None) -> Tensor:
+def forward(body: Body[Product], ids: Tensor, place: Place, last: Tensor | None) -> Tensor:
     """Logits after the last token of each row ``(B, V)``, float32.
 
     Args:
@@ -121,7 +124,9 @@ def _normalised(x: Tensor, eps: Tensor) -> Tensor:
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(eps)
 
 
-def _heads(body: Body, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _heads(
+    body: Body[Product], layer: Layer[Product], x: Tensor, cos: Tensor, sin: Tensor
+) -> Tensor:
     """Queries, keys and values ``(B, T, H + 2 KV, E)``, the former two rotated."""
     c = body.config
     heads = layer.into_heads(_normalised(x, body.eps)).float()

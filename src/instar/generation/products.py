@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+Format = Literal["float32", "bfloat16", "int8"]
+"""Of a matrix."""
 
 
 class Product(Protocol):
@@ -83,3 +86,19 @@ class Eight:
         y = torch.ops.aten._weight_int8pack_mm(flat, self.weight, self.scale)
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
+
+
+def product_of(format: Format, weight: Tensor, bias: Tensor | None) -> Product:
+    """The fastest of these for a format and the device on which the weight lies.
+
+    Args:
+        format: Of the matrix that is kept.
+        weight: ``(outputs, inputs)``, float32.
+        bias: Added, if there is one.
+    """
+    if format == "int8":
+        return Eight(weight, bias)
+    dtype = torch.float32 if format == "float32" else torch.bfloat16
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    on_processor = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return Packed(weight, bias) if on_processor else Plain(weight, bias)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from instar.adapters.base import slots as slots_of
 from instar.adapters.rows import rows as adapters_by_row
-from instar.generation.body import Format, laid_out
-from instar.generation.lean import Body, Place, forward
+from instar.generation.body import Forward, fast_forward, is_compiled
+from instar.generation.lean import Place
+from instar.generation.products import Format
 from instar.generation.slots import View
 from instar.model.transformer import CausalLM
 
@@ -22,6 +23,8 @@ class Reader(Protocol):
 
     dtype: torch.dtype
     """Of keys and values."""
+    masks: bool
+    """Whether columns out of sight are read, with weight zero."""
 
     def refresh(self) -> bool:
         """Take over the model's weights if they have changed; whether they have."""
@@ -48,6 +51,8 @@ class ModelReader:
     Args:
         model: Runs in its own precision; weights and training mode stay as they are.
     """
+
+    masks = True
 
     def __init__(self, model: CausalLM) -> None:
         self.model = model
@@ -83,37 +88,38 @@ class ModelReader:
 
 
 class LeanReader:
-    """A copy of the model's weights, laid out for writing (``generation.lean``).
+    """A copy of the model's weights, laid out for writing (``generation.body``).
 
     Args:
         model: One that ``body.fits``.
         format: Of the copied matrices.
     """
 
-    dtype = torch.float32
-
     def __init__(self, model: CausalLM, format: Format) -> None:
         self.model = model
         self.format: Format = format
+        compiled = is_compiled(model, format)
+        self.dtype = torch.bfloat16 if compiled and format == "bfloat16" else torch.float32
+        self.masks = not compiled
         self._signature: tuple[object, ...] | None = None
-        self._body: Body | None = None
+        self._forward: Forward | None = None
 
     def refresh(self) -> bool:
         """Copy the weights again if they have changed."""
         before, self._signature = self._signature, signature(self.model)
         changed = before != self._signature
         if changed:
-            self._body = None  # first, so that there are never two copies
-            self._body = laid_out(self.model, self.format)
+            self._forward = None  # first, so that there are never two copies
+            self._forward = fast_forward(self.model, self.format)
         return changed
 
     def read(self, ids: Tensor, view: View, last: Tensor, adapters: Sequence[str | None]) -> Tensor:
         """As ``Reader`` says."""
-        assert self._body is not None, "refresh comes first"
+        assert self._forward is not None, "refresh comes first"
         with torch.no_grad():
             ends = None if ids.shape[1] == 1 else last
             place = Place(view.store, view.chosen, view.numbers, view.lengths, view.width)
-            return forward(self._body, ids, place, ends)
+            return self._forward(ids, place, ends)
 
 
 def signature(model: CausalLM) -> tuple[object, ...]:

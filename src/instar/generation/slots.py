@@ -33,6 +33,8 @@ class Slots:
         most_rows: The most rows ever needed.
         dtype: Type of keys and values.
         device: Where they lie.
+        zeroed: Whether what nobody has written is zero. Where columns out of sight are masked,
+            they take part in a product with weight zero, and have to be numbers.
 
     Attributes:
         tokens: What each row holds; its length is theirs.
@@ -40,9 +42,14 @@ class Slots:
     """
 
     def __init__(
-        self, config: ModelConfig, most_rows: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        most_rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        zeroed: bool = True,
     ) -> None:
-        self.config, self.most_rows = config, most_rows
+        self.config, self.most_rows, self.zeroed = config, most_rows, zeroed
         self.shape = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
         self.store = self._empty(0, 0, dtype, device)
         self.tokens: list[list[int]] = []
@@ -50,8 +57,8 @@ class Slots:
 
     def _empty(self, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         layers, heads, width = self.shape
-        # Zeros, since a hidden value still takes part in a product: with weight zero.
-        return torch.zeros(layers, 2, rows, heads, columns, width, dtype=dtype, device=device)
+        make = torch.zeros if self.zeroed else torch.empty
+        return make(layers, 2, rows, heads, columns, width, dtype=dtype, device=device)
 
     @property
     def keys(self) -> Tensor:

@@ -53,6 +53,8 @@ class StopScanner:
         """Take more text in and return what is safe to show."""
         if self.found:
             return ""
+        if not self.strings:
+            return piece
         text = self._held + piece
         matches = [(text.find(s) + len(s), text.find(s)) for s in self.strings if s in text]
         if matches:

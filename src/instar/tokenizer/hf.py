@@ -121,6 +121,7 @@ class Tokenizer:
         for rust in (self._special, self._plain):
             rust.no_truncation()
             rust.no_padding()
+        self._bytes: dict[int, bytes] = {}
         self._names = control_names(files)
         self._name_controls()
         self._template = chat_template(files)
@@ -225,7 +226,9 @@ class Tokenizer:
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that one token stands for; none for a control token."""
-        return self._content(id, with_special=False)
+        if id not in self._bytes:
+            self._bytes[id] = self._content(id, with_special=False)
+        return self._bytes[id]
 
     def _content(self, id: int, with_special: bool) -> bytes:
         """The bytes of a token: one a character, or else a piece of text or ``<0x0A>``."""

@@ -1,0 +1,197 @@
+"""``forward.cpp``: built once on a machine, and called with a model's weights.
+
+Where there is no C++ compiler with OpenMP, ``lean.forward`` does the same with torch's operations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from instar.generation.lean import Body, Place
+from instar.machine import cache_directory
+from instar.model.config import ModelConfig
+
+SOURCE = Path(__file__).with_name("forward.cpp")
+# Nobody reads errno or catches arithmetic signals; a quotient may be a reciprocal times a number.
+ARITHMETIC = ["-fno-math-errno", "-fno-trapping-math", "-freciprocal-math"]
+FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", *ARITHMETIC]
+
+log = logging.getLogger(__name__)
+
+Int, Float, Pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+
+
+class Matrix(ctypes.Structure):
+    """As in the source."""
+
+    _fields_ = [("panels", Pointer), ("bias", Pointer), ("inputs", Int), ("outputs", Int)]
+
+
+class LayerOf(ctypes.Structure):
+    """``Layer`` in the source."""
+
+    _fields_ = [
+        *((name, Matrix) for name in ("into_heads", "out_of_heads", "widen", "narrow")),
+        ("head_norm", Pointer),
+    ]
+
+
+class ModelOf(ctypes.Structure):
+    """``Model`` in the source."""
+
+    _fields_ = [
+        ("layers", ctypes.POINTER(LayerOf)),
+        ("head", Matrix),
+        *((name, Pointer) for name in ("cos", "sin")),
+        *((name, Int) for name in ("depth", "hidden", "inner", "heads", "kv_heads", "width")),
+        *((name, Float) for name in ("eps", "head_eps")),
+    ]
+
+
+class StoreOf(ctypes.Structure):
+    """``Store`` in the source."""
+
+    _fields_ = [("start", Pointer), ("rows", Int), ("columns", Int)]
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled source, built if this machine has not done so yet; none without a compiler."""
+    compiler = os.environ.get("CXX", "g++")
+    if not shutil.which(compiler):
+        log.info("no C++ compiler (%s): writing takes longer", compiler)
+        return None
+    try:
+        return ctypes.CDLL(str(_built(compiler)))
+    except (subprocess.CalledProcessError, OSError) as error:
+        told = getattr(error, "stderr", None) or str(error)
+        log.warning("%s cannot build %s: writing takes longer\n%s", compiler, SOURCE.name, told)
+        return None
+
+
+def _built(compiler: str) -> Path:
+    """The library's path; its name tells the source, and the processor that it was built for."""
+    # What the compiler defines is what it knows of the processor, and its own version.
+    known = _run([compiler, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
+    content = hashlib.sha256(SOURCE.read_bytes() + known.encode()).hexdigest()
+    path = cache_directory() / f"forward-{content[:16]}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+            made = Path(directory) / path.name
+            _run([compiler, *FLAGS, "-shared", "-fPIC", "-o", str(made), str(SOURCE)])
+            made.replace(path)  # whole or not at all, whoever else builds it now
+    return path
+
+
+def _run(command: Sequence[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def takes(config: ModelConfig, format: str, device: torch.device) -> bool:
+    """Whether a model can be written with here."""
+    widths = config.hidden_size, config.intermediate_size, config.head_dim
+    even = all(width % 2 == 0 for width in widths)
+    known = format in ("float32", "bfloat16")
+    return device.type == "cpu" and known and even and library() is not None
+
+
+class Panels:
+    """A matrix in the order in which the source reads it.
+
+    Panels of so many outputs; in each, words of 32 bits: the first of every output, the second...
+
+    Args:
+        weight: ``(outputs, inputs)``, float32 or bfloat16.
+        bias: Added, if there is one.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        outputs, inputs = weight.shape
+        built = library()
+        assert built is not None
+        panel = built.panel_width()
+        padded = F.pad(weight, (0, 0, 0, -outputs % panel)).contiguous()
+        in_words = padded.view(torch.int32).view(-1, panel, inputs * weight.element_size() // 4)
+        self.panels = in_words.transpose(1, 2).contiguous()
+        self.bias = None if bias is None else bias.float().contiguous()
+        self.shape = inputs, outputs
+
+    def told(self) -> Matrix:
+        """What the source is told of it; it has to outlive that."""
+        return Matrix(_start(self.panels), _start(self.bias), *self.shape)
+
+
+class NativeForward:
+    """``lean.forward`` in compiled code.
+
+    Args:
+        body: The weights.
+        dtype: Of the matrices and of the cache: float32 or bfloat16.
+    """
+
+    def __init__(self, body: Body[Panels], dtype: torch.dtype) -> None:
+        self.body = body  # keeps alive what the records below point to
+        built, c = library(), body.config
+        assert built is not None
+        self._forward = getattr(built, f"forward_{str(dtype).removeprefix('torch.')}")
+        self._tables = [t.contiguous() for t in (body.cos, body.sin)]
+        layers = [
+            LayerOf(*(matrix.told() for matrix in layer[:4]), _start(layer.head_norm))
+            for layer in body.layers
+        ]
+        self._model = ModelOf(
+            (LayerOf * len(layers))(*layers),
+            body.head.told(),
+            *(_start(table) for table in self._tables),
+            len(layers),
+            c.hidden_size,
+            c.intermediate_size,
+            c.num_attention_heads,
+            c.num_key_value_heads,
+            c.head_dim,
+            body.eps.item(),
+            body.head_eps.item(),
+        )
+
+    def __call__(self, ids: Tensor, place: Place, last: Tensor | None) -> Tensor:
+        """As ``lean.forward``; nothing is computed for padding."""
+        rows, places = place.numbers, place.lengths
+        if last is None:
+            ids, ends = ids[:, 0], torch.arange(len(ids))
+        else:
+            counts = last + 1
+            real = torch.arange(ids.shape[1]) < counts[:, None]
+            places = (places[:, None] + torch.arange(ids.shape[1]))[real]
+            ids, rows, ends = ids[real], rows.repeat_interleave(counts), counts.cumsum(0) - 1
+        x = F.embedding(ids, self.body.embedding).float()
+        logits = torch.empty(len(ends), self.body.head.shape[1])
+        store = StoreOf(_start(place.store), place.store.shape[2], place.store.shape[4])
+        rows, places = rows.contiguous(), places.contiguous()
+        self._forward(
+            ctypes.byref(self._model),
+            ctypes.byref(store),
+            Int(len(ids)),
+            *(Pointer(_start(t)) for t in (rows, places, x, ends)),
+            Int(len(ends)),
+            Pointer(_start(logits)),
+            torch.get_num_threads(),
+        )
+        return logits
+
+
+def _start(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
