@@ -17,7 +17,7 @@ from instar.data.readers import place_of
 from instar.data.schema import Task
 from instar.distributed import gather_lists, world
 from instar.errors import UserError
-from instar.generation.engine import Engine
+from instar.generation.engine import Engine, Precision
 from instar.generation.reply import Completion
 from instar.generation.sampling import Sampling
 from instar.generation.stopping import Stopping
@@ -38,6 +38,9 @@ class RolloutConfig(Config):
     """Longest reply, in tokens."""
     temperature: Annotated[float, Gt(0)] = 1.0
     """Of the sampler; at 1 replies come from the policy itself, as the mathematics supposes."""
+    precision: Precision = "auto"
+    """Format of the policy's matrices while it answers; `auto` is what it is in training. What is
+    learnt from is always what the policy itself says of a reply."""
     epochs: Positive = 1
     """How often each reply is learnt from."""
     minibatches: Positive = 1

@@ -86,7 +86,8 @@ def build(config: PPOConfig) -> Job:
         unfinished_penalty=config.unfinished_penalty,
     )
     tasks = read_all(map(config.at, config.prompts), ("messages",))
-    source = RolloutSource(tasks, Engine(policy, tokenizer), judge, config.rollout, config.seed)  # type: ignore[arg-type]
+    engine = Engine(policy, tokenizer, precision=config.rollout.precision)
+    source = RolloutSource(tasks, engine, judge, config.rollout, config.seed)  # type: ignore[arg-type]
     objective = ActorCritic(
         policy,
         critic,

@@ -83,7 +83,8 @@ def build(config: RLVRConfig) -> Job:
         normalisation=config.normalisation,
         max_new_tokens=rollout.max_new_tokens,
     )
-    source = RolloutSource(tasks, Engine(policy, tokenizer), judge, rollout, config.seed)  # type: ignore[arg-type]
+    engine = Engine(policy, tokenizer, precision=rollout.precision)
+    source = RolloutSource(tasks, engine, judge, rollout, config.seed)  # type: ignore[arg-type]
     objective = ClippedPolicy(policy, config.clip_low, config.clip_high, kl_weight=config.kl_weight)
     learn = policy.config.flops_per_token(rollout.max_new_tokens)
     watch = policy.config.flops_per_token(rollout.max_new_tokens, backward=False)
