@@ -79,13 +79,13 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("format", "close"), [("float32", 2e-5), ("bfloat16", 0.1)])
+@pytest.mark.parametrize(("format", "close"), [("float32", 2e-5), ("bfloat16", 0.1), ("int8", 0.2)])
 def test_logits_and_cache_are_those_of_the_plain_pass(shape: str, format, close: float):
     model = model_of(SHAPES[shape])
-    assert is_compiled(model, format)
+    assert is_compiled(model)
     compiled = fast_forward(model, format)
     body = laid_out(model, Plain)
-    theirs, own = (empty(model, 5, d) for d in (torch.float32, getattr(torch, format)))
+    theirs, own = (empty(model, 5, d) for d in (torch.float32, native.cache_dtype(format)))
     generator = torch.Generator().manual_seed(1)
     # Prompts of several lengths, more than are read at once; then a token each, rows apart.
     lengths = torch.tensor([290, 1, 130])
@@ -108,18 +108,18 @@ def test_logits_and_cache_are_those_of_the_plain_pass(shape: str, format, close:
     assert not own[:, :, [1, 3]].any()  # nobody else's rows are touched
 
 
-@pytest.mark.parametrize("format", ["float32", "bfloat16"])
+@pytest.mark.parametrize("format", ["float32", "bfloat16", "int8"])
 def test_a_row_is_the_same_bits_in_any_company_and_any_pieces(format):
     model = model_of({"head_dim": 32})
     forward = fast_forward(model, format)
     ids = torch.randint(0, 75, (30, 20), generator=torch.Generator().manual_seed(2))
     rows = list(range(30))
     with torch.no_grad():
-        store = empty(model, 30, getattr(torch, format))
+        store = empty(model, 30, native.cache_dtype(format))
         last = torch.full((30,), 19)
         together = forward(ids, place(store, rows, [0] * 30, 20), last)
         for number in (0, 17):
-            alone = empty(model, 1, getattr(torch, format))
+            alone = empty(model, 1, native.cache_dtype(format))
             for column in range(20):
                 token = ids[number : number + 1, column : column + 1]
                 logits = forward(token, place(alone, [0], [column], 1), None)
@@ -133,12 +133,12 @@ def test_without_a_compiler_torch_does_it(
     model = model_of({"vocab_size": tokenizer.vocab_size})
     stopping = Stopping(frozenset(), max_new_tokens=8)
     [compiled] = Engine(model, tokenizer).generate([[7, 8, 9]], GREEDY, stopping)
-    assert is_compiled(model, "float32") and not is_compiled(model, "int8")
+    assert is_compiled(model)
     for compiler, said in (("no-such-compiler", ""), ("false", "cannot build forward.cpp")):
         monkeypatch.setenv("CXX", compiler)
         native.library.cache_clear()
         with caplog.at_level(logging.WARNING):
-            assert native.library() is None and not is_compiled(model, "float32")
+            assert native.library() is None and not is_compiled(model)
             [plain] = Engine(model, tokenizer).generate([[7, 8, 9]], GREEDY, stopping)
         assert said in caplog.text
         assert plain.ids == compiled.ids

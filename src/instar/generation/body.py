@@ -52,9 +52,9 @@ def _linears(block: Block) -> list[nn.Module]:
     return [*heads, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
 
 
-def is_compiled(model: CausalLM, format: Format) -> bool:
+def is_compiled(model: CausalLM) -> bool:
     """Whether ``fast_forward`` runs compiled code."""
-    return native.takes(model.config, format, model.lm_head.weight.device)
+    return native.takes(model.config, model.lm_head.weight.device)
 
 
 def fast_forward(model: CausalLM, format: Format) -> Forward:
@@ -64,10 +64,8 @@ def fast_forward(model: CausalLM, format: Format) -> Forward:
         model: One that ``fits``.
         format: Of the copies.
     """
-    if is_compiled(model, format):
-        dtype = getattr(torch, format)
-        panels = laid_out(model, lambda weight, bias: native.Panels(weight.to(dtype), bias))
-        return native.NativeForward(panels, dtype)
+    if is_compiled(model):
+        return native.NativeForward(laid_out(model, partial(native.Panels, format)), format)
     return partial(lean.forward, laid_out(model, partial(product_of, format)))
 
 

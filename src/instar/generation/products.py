@@ -64,10 +64,7 @@ def _packed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Eight:
-    """A matrix in eight bits, with a scale for each output: half the bytes of bfloat16.
-
-    ``W = q * s`` with ``s = max |W| / 127`` of each row (Dettmers et al. 2022, arXiv:2208.07339,
-    section 2). Only the weights are rounded; sums are taken in float32.
+    """A matrix ``in_eight_bits``: half the bytes of bfloat16; sums are taken in float32.
 
     Args:
         weight: ``(outputs, inputs)``.
@@ -75,10 +72,8 @@ class Eight:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        scale = weight.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
-        self.weight = (weight.float() / scale).round().to(torch.int8)
-        self.scale = scale.squeeze(1).bfloat16()
-        self.bias = bias
+        self.weight, scale = in_eight_bits(weight)
+        self.scale, self.bias = scale.bfloat16(), bias
 
     def __call__(self, x: Tensor) -> Tensor:
         """The product, along the last axis."""
@@ -86,6 +81,21 @@ class Eight:
         y = torch.ops.aten._weight_int8pack_mm(flat, self.weight, self.scale)
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
+
+
+def in_eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row as whole numbers and a scale: ``W = q s`` with ``s = max |W| / 127``.
+
+    Dettmers et al. 2022, arXiv:2208.07339, section 2; here only weights are rounded.
+
+    Args:
+        weight: ``(outputs, inputs)``, float32.
+
+    Returns:
+        ``q``, int8, and ``s (outputs,)``, float32.
+    """
+    scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
+    return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
 def product_of(format: Format, weight: Tensor, bias: Tensor | None) -> Product:

@@ -13,6 +13,7 @@ from instar.adapters.base import slots as slots_of
 from instar.adapters.rows import rows as adapters_by_row
 from instar.generation.body import Forward, fast_forward, is_compiled
 from instar.generation.lean import Place
+from instar.generation.native import cache_dtype
 from instar.generation.products import Format
 from instar.generation.slots import View
 from instar.model.transformer import CausalLM
@@ -98,8 +99,8 @@ class LeanReader:
     def __init__(self, model: CausalLM, format: Format) -> None:
         self.model = model
         self.format: Format = format
-        compiled = is_compiled(model, format)
-        self.dtype = torch.bfloat16 if compiled and format == "bfloat16" else torch.float32
+        compiled = is_compiled(model)
+        self.dtype = cache_dtype(format) if compiled else torch.float32
         self.masks = not compiled
         self._signature: tuple[object, ...] | None = None
         self._forward: Forward | None = None

@@ -21,10 +21,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from instar.generation.lean import Body, Place
+from instar.generation.products import Format, in_eight_bits
 from instar.machine import cache_directory
 from instar.model.config import ModelConfig
 
-SOURCE = Path(__file__).with_name("forward.cpp")
+HERE = Path(__file__).parent
+SOURCE = HERE / "forward.cpp"
 # Nobody reads errno or catches arithmetic signals; a quotient may be a reciprocal times a number.
 ARITHMETIC = ["-fno-math-errno", "-fno-trapping-math", "-freciprocal-math"]
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", *ARITHMETIC]
@@ -37,7 +39,10 @@ Int, Float, Pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 class Matrix(ctypes.Structure):
     """As in the source."""
 
-    _fields_ = [("panels", Pointer), ("bias", Pointer), ("inputs", Int), ("outputs", Int)]
+    _fields_ = [
+        *((name, Pointer) for name in ("panels", "scales", "bias")),
+        *((name, Int) for name in ("inputs", "outputs")),
+    ]
 
 
 class LayerOf(ctypes.Structure):
@@ -86,7 +91,8 @@ def _built(compiler: str) -> Path:
     """The library's path; its name tells the source, and the processor that it was built for."""
     # What the compiler defines is what it knows of the processor, and its own version.
     known = _run([compiler, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
-    content = hashlib.sha256(SOURCE.read_bytes() + known.encode()).hexdigest()
+    sources = [path.read_bytes() for path in sorted(HERE.glob("*.[ch]*"))]
+    content = hashlib.sha256(b"".join([*sources, known.encode()])).hexdigest()
     path = cache_directory() / f"forward-{content[:16]}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,38 +107,49 @@ def _run(command: Sequence[str]) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def takes(config: ModelConfig, format: str, device: torch.device) -> bool:
+def takes(config: ModelConfig, device: torch.device) -> bool:
     """Whether a model can be written with here."""
     widths = config.hidden_size, config.intermediate_size, config.head_dim
     even = all(width % 2 == 0 for width in widths)
-    known = format in ("float32", "bfloat16")
-    return device.type == "cpu" and known and even and library() is not None
+    return device.type == "cpu" and even and library() is not None
+
+
+def cache_dtype(format: Format) -> torch.dtype:
+    """Of keys and values."""
+    return torch.float32 if format == "float32" else torch.bfloat16
 
 
 class Panels:
     """A matrix in the order in which the source reads it.
 
-    Panels of so many outputs; in each, words of 32 bits: the first of every output, the second...
+    Panels of so many outputs; in each, words of one float32 or two smaller inputs: the first of
+    every output, then the second...
 
     Args:
-        weight: ``(outputs, inputs)``, float32 or bfloat16.
+        format: What is kept; in eight bits, ``products.in_eight_bits``.
+        weight: ``(outputs, inputs)``, float32.
         bias: Added, if there is one.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        outputs, inputs = weight.shape
+    def __init__(self, format: Format, weight: Tensor, bias: Tensor | None) -> None:
+        self.shape = weight.shape[::-1]
+        self.scales: Tensor | None = None
+        if format == "int8":
+            weight, self.scales = in_eight_bits(weight)
+        else:
+            weight = weight.to(getattr(torch, format))
         built = library()
         assert built is not None
         panel = built.panel_width()
-        padded = F.pad(weight, (0, 0, 0, -outputs % panel)).contiguous()
-        in_words = padded.view(torch.int32).view(-1, panel, inputs * weight.element_size() // 4)
-        self.panels = in_words.transpose(1, 2).contiguous()
+        padded = F.pad(weight, (0, 0, 0, -len(weight) % panel)).contiguous()
+        words = padded.view(torch.int16 if format == "int8" else torch.int32)
+        self.panels = words.view(-1, panel, words.shape[1]).transpose(1, 2).contiguous()
         self.bias = None if bias is None else bias.float().contiguous()
-        self.shape = inputs, outputs
 
     def told(self) -> Matrix:
         """What the source is told of it; it has to outlive that."""
-        return Matrix(_start(self.panels), _start(self.bias), *self.shape)
+        starts = [_start(tensor) for tensor in (self.panels, self.scales, self.bias)]
+        return Matrix(*starts, *self.shape)
 
 
 class NativeForward:
@@ -140,14 +157,14 @@ class NativeForward:
 
     Args:
         body: The weights.
-        dtype: Of the matrices and of the cache: float32 or bfloat16.
+        format: Of the matrices.
     """
 
-    def __init__(self, body: Body[Panels], dtype: torch.dtype) -> None:
+    def __init__(self, body: Body[Panels], format: Format) -> None:
         self.body = body  # keeps alive what the records below point to
         built, c = library(), body.config
         assert built is not None
-        self._forward = getattr(built, f"forward_{str(dtype).removeprefix('torch.')}")
+        self._forward = getattr(built, f"forward_{format}")
         self._tables = [t.contiguous() for t in (body.cos, body.sin)]
         layers = [
             LayerOf(*(matrix.told() for matrix in layer[:4]), _start(layer.head_norm))

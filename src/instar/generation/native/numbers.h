@@ -1,0 +1,116 @@
+// Numbers, and vectors of as many as a register holds.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+using std::int64_t;
+using std::uint32_t;
+
+namespace {
+
+struct Bfloat16 {
+  std::uint16_t bits;
+};
+
+template <class To, class From>
+inline To same_bits(From from) {
+  To to;
+  static_assert(sizeof to == sizeof from);
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+inline float widened(float x) { return x; }
+inline float widened(Bfloat16 x) { return same_bits<float>(uint32_t(x.bits) << 16); }
+
+inline void put(float x, float& to) { to = x; }
+
+// To the nearest, ties to even; a NaN stays one.
+inline void put(float x, Bfloat16& to) {
+  uint32_t bits = same_bits<uint32_t>(x);
+  uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  to.bits = std::uint16_t(x != x ? 0x7fc0 : rounded);
+}
+
+// exp(x) = 2^n exp(r), |r| <= log(2) / 2, with the minimax polynomial of Cephes' expf: error 1e-7.
+inline float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  const float shift = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
+  float n = (x * 1.44269504f + shift) - shift;
+  float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return p * same_bits<float>((std::int32_t(n) + 127) << 23);
+}
+
+#ifdef __AVX512F__
+constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
+
+typedef float Lanes __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef std::int32_t Integers __attribute__((vector_size(4 * LANES)));
+typedef std::uint16_t Halves __attribute__((vector_size(2 * LANES)));
+typedef std::int16_t Shorts __attribute__((vector_size(2 * LANES)));
+
+template <class V>
+inline V load(const void* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+inline Lanes lanes(const float* from) { return load<Lanes>(from); }
+inline Lanes lanes(const Bfloat16* from) {
+  return same_bits<Lanes>(__builtin_convertvector(load<Halves>(from), Words) << 16);
+}
+
+// Products are made of words of 32 bits: one float, or two neighbouring bfloat16.
+template <class T>
+constexpr int64_t words(int64_t numbers) {
+  return numbers * int64_t(sizeof(T)) / 4;
+}
+
+// sum + a b, of each pair of words.
+template <class T>
+inline Lanes fused(Lanes sum, Words a, Words b);
+
+template <>
+inline Lanes fused<float>(Lanes sum, Words a, Words b) {
+  return sum + same_bits<Lanes>(a) * same_bits<Lanes>(b);
+}
+
+template <>
+inline Lanes fused<Bfloat16>(Lanes sum, Words a, Words b) {
+#ifdef __AVX512BF16__
+  return same_bits<Lanes>(_mm512_dpbf16_ps(same_bits<__m512>(sum), same_bits<__m512bh>(a),
+                                           same_bits<__m512bh>(b)));
+#else
+  sum += same_bits<Lanes>(a << 16) * same_bits<Lanes>(b << 16);
+  return sum + same_bits<Lanes>(a & 0xffff0000u) * same_bits<Lanes>(b & 0xffff0000u);
+#endif
+}
+
+inline float total(Lanes v) {
+#ifdef __AVX512F__
+  return _mm512_reduce_add_ps(same_bits<__m512>(v));
+#else
+  float sum = 0;
+  for (int i = 0; i < LANES; i++) sum += v[i];
+  return sum;
+#endif
+}
+
+}  // namespace

@@ -1,0 +1,104 @@
+// Products with matrices that are kept in the order in which they are read.
+
+#pragma once
+
+#include <algorithm>
+
+#include "numbers.h"
+
+namespace {
+
+// A matrix lies in panels of PANEL outputs; in a panel, the first word of every output comes first.
+constexpr int PANEL = 2 * LANES;
+// Rows that are multiplied together: as many as there are registers for their sums.
+constexpr int TILE = LANES == 16 ? 12 : 6;
+
+struct Matrix {
+  const char* panels;
+  const float* scales;  // of the outputs; none are one
+  const float* bias;    // or none
+  int64_t inputs, outputs;
+};
+
+// A weight of eight bits.
+struct Byte {
+  std::int8_t value;
+};
+
+// LANES words of weights of type W, and how many bytes a word takes.
+template <class W>
+constexpr int64_t WORD_BYTES = 4;
+template <class W>
+inline Words weights(const char* from) {
+  return load<Words>(from);
+}
+
+// Two bytes are made two bfloat16, which hold them exactly.
+template <>
+constexpr int64_t WORD_BYTES<Byte> = 2;
+template <>
+inline Words weights<Byte>(const char* from) {
+  Integers pair = __builtin_convertvector(load<Shorts>(from), Integers);
+  auto low = same_bits<Words>(__builtin_convertvector(pair << 24 >> 24, Lanes));
+  auto high = same_bits<Words>(__builtin_convertvector(pair >> 8, Lanes));
+  return low >> 16 | (high & 0xffff0000u);
+}
+
+// Part of a row of a product: y = scale sum + bias, or that added onto y.
+void finish(const Matrix& m, int64_t first, const float* sum, float* y, bool onto) {
+  const float* scales = m.scales ? m.scales + first : nullptr;
+  const float* bias = m.bias ? m.bias + first : nullptr;
+  const int64_t count = std::min<int64_t>(PANEL, m.outputs - first);
+  for (int64_t i = 0; i < count; i++)
+    y[i] = sum[i] * (scales ? scales[i] : 1) + (bias ? bias[i] : 0) + (onto ? y[i] : 0);
+}
+
+// ROWS rows times one panel: y = x W' + b, or that added onto y.
+template <class T, class W, int ROWS>
+void tile(const Matrix& m, int64_t panel, const T* x, float* y, bool onto) {
+  constexpr int64_t LINE = PANEL * WORD_BYTES<W>;  // a word of every output
+  const int64_t count = words<T>(m.inputs), first = panel * PANEL;
+  const char* w = m.panels + panel * count * LINE;
+  const uint32_t* in = reinterpret_cast<const uint32_t*>(x);
+  // Loops over these are unrolled, and no address is taken, so that they stay in registers.
+  Lanes sums[ROWS][2] = {};
+  for (int64_t k = 0; k < count; k++) {
+    const Words a = weights<W>(w + k * LINE), b = weights<W>(w + k * LINE + LINE / 2);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++) {
+      const Words word = Words{} + in[r * count + k];
+      sums[r][0] = fused<T>(sums[r][0], word, a);
+      sums[r][1] = fused<T>(sums[r][1], word, b);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; r++) {
+    const Lanes a = sums[r][0], b = sums[r][1];
+    float sum[PANEL];
+    std::memcpy(sum, &a, sizeof a);
+    std::memcpy(sum + LANES, &b, sizeof b);
+    finish(m, first, sum, y + r * m.outputs + first, onto);
+  }
+}
+
+template <class T, class W, int ROWS>
+void last_rows(const Matrix& m, int64_t panel, const T* x, float* y, bool onto, int64_t rows) {
+  if constexpr (ROWS > 0) {
+    if (rows == ROWS) return tile<T, W, ROWS>(m, panel, x, y, onto);
+    last_rows<T, W, ROWS - 1>(m, panel, x, y, onto, rows);
+  }
+}
+
+// x W' + b of some rows, or that added onto y. Called by all threads, who share the panels.
+template <class T, class W>
+void product(const Matrix& m, const T* x, float* y, int64_t rows, bool onto = false) {
+#pragma omp for schedule(static)
+  for (int64_t panel = 0; panel < (m.outputs + PANEL - 1) / PANEL; panel++) {
+    int64_t row = 0;
+    for (; row + TILE <= rows; row += TILE)
+      tile<T, W, TILE>(m, panel, x + row * m.inputs, y + row * m.outputs, onto);
+    last_rows<T, W, TILE - 1>(m, panel, x + row * m.inputs, y + row * m.outputs, onto, rows - row);
+  }
+}
+
+}  // namespace
