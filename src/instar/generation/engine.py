@@ -78,7 +78,7 @@ class Engine:
         self._desk: Desk | None = None
 
     @classmethod
-    def load(cls, directory: Path) -> Engine:
+    def load(cls, directory: Path, precision: Precision = "float32") -> Engine:
         """An engine for a checkpoint directory, on the GPU if there is one.
 
         Raises:
@@ -91,7 +91,7 @@ class Engine:
                 f" vocab_size is {model.config.vocab_size}",
                 "Put the tokenizer that the model was trained with there.",
             )
-        return cls(model.to(default_device()), tokenizer)
+        return cls(model.to(default_device()), tokenizer, precision=precision)
 
     @property
     def idle(self) -> bool:

@@ -230,11 +230,10 @@ def _try_update(model: ModelConfig, config: OptimizerConfig) -> float:
 def _try_decoding(
     model: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype
 ) -> tuple[Line, Line]:
-    """Seconds of a new token: of one block, and of everything else.
-
-    Every new column is a shape that the library has not seen, as it is in training.
-    """
-    engines = [Engine(_shallow(model, layers), tokenizer) for layers in (1, 2)]
+    """Seconds of a new token: of one block, and of everything else."""
+    precision = "bfloat16" if dtype == torch.bfloat16 else "float32"
+    shallow = [_shallow(model, layers) for layers in (1, 2)]
+    engines = [Engine(part, tokenizer, precision=precision) for part in shallow]
     points: list[list[tuple[float, float, float]]] = [[], []]
     steps = min(12, model.max_position_embeddings // 4)
     longest = min(88, model.max_position_embeddings - steps - 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -35,6 +35,8 @@ class SamplingOptions:
     """The most tokens that one reply may have."""
     seed: int = 0
     """The same seed gives the same reply to the same prompt."""
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """What the matrices are kept in: auto is bfloat16 where that is faster, int8 the smallest."""
 
     def sampling(self) -> Sampling:
         """How tokens are chosen; raises ``UserError`` where a value is out of range."""
@@ -121,7 +123,7 @@ def main(argv: list[str]) -> int:
 
     from instar.generation import Engine
 
-    engine = Engine.load(options.directory)
+    engine = Engine.load(options.directory, options.precision)
     if options.prompt is None:
         from instar.serving.batch import answer_file
 

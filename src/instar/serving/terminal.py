@@ -103,7 +103,7 @@ class Chat:
         self.out = Console(highlight=False)
         self.notes = Console(stderr=True, highlight=False, style="dim", soft_wrap=True)
         self.directory = options.directory.resolve()
-        self.engine: Engine = Engine.load(self.directory)
+        self.engine: Engine = Engine.load(self.directory, options.precision)
         self.stopping = options.stopping(self.engine, chat=True)
         self.filter = Filter.load(log=options.safety_log) if options.safety else None
         self.reset()
@@ -156,7 +156,7 @@ class Chat:
         if not directory.is_dir():
             known = ", ".join(self.stages())
             raise UserError(f"there is no stage {name!r} in {directory.parent}", f"Try {known}.")
-        self.engine = Engine.load(directory)
+        self.engine = Engine.load(directory, self.options.precision)
         self.stopping = self.options.stopping(self.engine, chat=True)
         self.directory = directory
         self.note(f"You are talking with {name} now.")
