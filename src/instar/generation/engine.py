@@ -123,6 +123,12 @@ class Engine:
         """End a reply; its slot is free at the next step."""
         reply.end("cancelled")
 
+    def prepare(self) -> None:
+        """Take up the weights now, for which the first request would else have to wait."""
+        self._look()
+        assert self._reader is not None
+        self._reader.refresh()
+
     def rest(self) -> None:
         """Give back what memory is held between requests: copies of weights, and rows.
 

@@ -68,6 +68,9 @@ class Options:
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """What the matrices are kept in: auto is bfloat16 where that is faster, int8 the smallest. On a
     CPU a reply is the same whoever else asks, in each of them."""
+    threads: int = 0
+    """Cores that the models compute on; 0 leaves one to what is not computing: reading requests
+    and sending replies, to which a small model's writing is no more work than that."""
     body_bytes: int = 4 << 20
     """The largest body of a request."""
     safety: bool = False
@@ -86,8 +89,10 @@ class Options:
             if getattr(self, name) <= 0:
                 value = getattr(self, name)
                 raise UserError(f"--{name.replace('_', '-')} is {value}", "Choose more than 0.")
-        if self.rate < 0:
-            raise UserError(f"--rate is {self.rate}", "Choose 0 (any number) or more.")
+        for name in ("rate", "threads"):
+            if getattr(self, name) < 0:
+                value = getattr(self, name)
+                raise UserError(f"--{name} is {value}", "Choose 0 or more; the help tells of 0.")
         if not 0 <= self.port < 65536:
             raise UserError(f"--port is {self.port}", "Choose one from 0 to 65535.")
         found = [*self.api_key, *os.environ.get(KEYS, "").split(",")]
@@ -122,6 +127,7 @@ def main(argv: list[str]) -> int:
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
+        import torch
         import uvicorn
     except ImportError as error:
         raise UserError(
@@ -135,9 +141,11 @@ def main(argv: list[str]) -> int:
 
     rules = options.rules()
     _check_port(options.host, options.port)
+    torch.set_num_threads(options.threads or max(1, torch.get_num_threads() - 1))
     models = load(named(options.models), options.precision)
-    for model in models:
-        _ = model.vocabulary  # takes a while, for which nobody's stream should stand still
+    for model in models:  # takes a while, for which nobody's stream should stand still
+        _ = model.vocabulary
+        model.engine.prepare()
     screen = Filter.load(log=options.safety_log) if options.safety else None
     runs = {model.name: model.directory for model in models}
     app = create_app(models, rules, screen, [lambda app: mount(app, runs, options.votes)])

@@ -21,6 +21,10 @@ from instar.serving.errors import ApiError, later
 
 log = logging.getLogger(__name__)
 
+PACE_S = 0.02
+"""Seconds between two pieces of news of a reply. Nobody reads faster, and a small model writes
+several tokens in that time, each of which would cost more to send than to write."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -54,6 +58,8 @@ class _Job:
     reply: Reply | None = None
     told: int = 0
     shown: int = 0
+    next_s: float = 0.0
+    """When there may be news again."""
 
 
 @dataclass
@@ -62,7 +68,7 @@ class Writing:
 
     Attributes:
         replies: How many.
-        every_step: Whether steps are told one by one, or each reply at its end.
+        every_step: Whether steps are told as they come, or each reply at its end.
         open: How many are not finished.
     """
 
@@ -125,7 +131,8 @@ class Worker:
         Args:
             engine: One of the worker's.
             requests: The replies that are wanted.
-            every_step: Tell every step, rather than only the last of each reply.
+            every_step: Tell steps as they come, several at once if they come faster than
+                ``PACE_S``, rather than each reply at its end.
 
         Raises:
             ApiError: Too many replies are open.
@@ -227,9 +234,11 @@ def _news(job: _Job) -> Step | None:
     """What is to be told of a reply."""
     reply = job.reply
     assert reply is not None
-    every = job.writing.every_step and len(reply.text) > job.shown
-    if not every and not reply.finish:
+    now = time.perf_counter()
+    due = job.writing.every_step and len(reply.text) > job.shown and now >= job.next_s
+    if not due and not reply.finish:
         return None
+    job.next_s = now + PACE_S
     told, end = job.told, len(reply.ids)
     text = reply.text[job.shown :]
     job.told, job.shown = end, len(reply.text)

@@ -44,8 +44,9 @@ inline Words weights<Byte>(const char* from) {
   return low >> 16 | (high & 0xffff0000u);
 }
 
-// Part of a row of a product: y = scale sum + bias, or that added onto y.
-void finish(const Matrix& m, int64_t first, const float* sum, float* y, bool onto) {
+// Part of a row of a product: y = scale sum + bias, or that added onto y. A copy of it in every
+// row of every tile would be no faster, and take most of the time of compiling.
+[[gnu::noinline]] void finish(const Matrix& m, int64_t first, const float* sum, float* y, bool onto) {
   const float* scales = m.scales ? m.scales + first : nullptr;
   const float* bias = m.bias ? m.bias + first : nullptr;
   const int64_t count = std::min<int64_t>(PANEL, m.outputs - first);
