@@ -151,7 +151,9 @@ def main() -> None:
     if arguments.only:
         warnings.simplefilter("ignore")
         settings, where = CONTESTANTS[arguments.only], arguments.directory
-        print(json.dumps(theirs(where, arguments, settings) if settings else ours(where, arguments)))
+        print(
+            json.dumps(theirs(where, arguments, settings) if settings else ours(where, arguments))
+        )
         return
     seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
     with tempfile.TemporaryDirectory() as directory:

@@ -55,14 +55,24 @@ def test_a_damaged_file_is_measured_again(damage: str, cache: Path) -> None:
     assert remembered("speed", lambda: 4) == 3
 
 
-def test_where_nothing_can_be_written_it_is_measured_each_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("home", ["a file", "nobody's"])
+def test_where_nothing_can_be_written_it_is_measured_once_in_a_process(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file") if home == "a file" else "")
+    monkeypatch.setattr(Path, "home", nobody)
     answers = iter([1, 2])
     assert remembered("speed", lambda: next(answers)) == 1
+    assert remembered("speed", lambda: next(answers)) == 1
+    machine._for_now().cleanup()  # which the end of a process does
+    machine._for_now.cache_clear()
     assert remembered("speed", lambda: next(answers)) == 2
+    machine._for_now().cleanup()
+    machine._for_now.cache_clear()
 
 
 @pytest.mark.parametrize(

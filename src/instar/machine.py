@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -94,9 +95,23 @@ def identity() -> str:
 
 
 def cache_directory() -> Path:
-    """Where is kept what was found out, or built, for this machine."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "instar"
+    """Where is kept what was found out, or built, for this machine.
+
+    Where there is no home that can be written to, it is a directory that ends with the process.
+    """
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "instar"
+        cache.mkdir(parents=True, exist_ok=True)
+        if os.access(cache, os.W_OK):
+            return cache
+    except (OSError, RuntimeError):
+        pass
+    return Path(_for_now().name)
+
+
+@functools.cache
+def _for_now() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="instar-")
 
 
 @functools.cache

@@ -105,7 +105,7 @@ def test_fewer_bits_stay_close_to_the_model(tokenizer: Tokenizer, precision: str
         Engine(exact.model, tokenizer, precision="int4")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_replies_are_the_same_bits_in_any_company(tokenizer: Tokenizer, precision: str):
     model = model_of(tokenizer, {"hidden_size": 64, "intermediate_size": 160})
     engine = Engine(model, tokenizer, precision=precision)  # type: ignore[arg-type]

@@ -241,7 +241,7 @@ class Engine:
         if not fits(self.model):
             if not isinstance(self._reader, ModelReader):
                 self._reader = ModelReader(self.model)
-        elif not isinstance(self._reader, LeanReader):
+        elif not isinstance(self._reader, LeanReader) or not self._reader.suits():
             device = next(self.model.parameters()).device
             self._reader = LeanReader(self.model, format_of(self.precision, device))
 

@@ -1,8 +1,8 @@
 """A forward pass for writing only: the model's weights in few large matrices, and few operations.
 
 It computes what ``model.transformer`` computes, for rotary families without experts, adapters or
-windows. The residual stream, attention and its cache are float32 in every format; matrices may be
-bfloat16 or int8.
+windows; ``native`` is the same in compiled code. Here the residual stream, attention and its cache
+are float32 in every format; matrices may be bfloat16 or int8.
 
 Shapes: B rows, T new tokens, H query heads, KV key heads, G = H / KV, E head width, W columns.
 """

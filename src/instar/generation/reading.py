@@ -99,11 +99,15 @@ class LeanReader:
     def __init__(self, model: CausalLM, format: Format) -> None:
         self.model = model
         self.format: Format = format
-        compiled = is_compiled(model)
-        self.dtype = cache_dtype(format) if compiled else torch.float32
-        self.masks = not compiled
+        self.compiled = is_compiled(model)
+        self.dtype = cache_dtype(format) if self.compiled else torch.float32
+        self.masks = not self.compiled
         self._signature: tuple[object, ...] | None = None
         self._forward: Forward | None = None
+
+    def suits(self) -> bool:
+        """Whether the model still lies where it would be read this way."""
+        return self.compiled == is_compiled(self.model)
 
     def refresh(self) -> bool:
         """Copy the weights again if they have changed."""
@@ -126,7 +130,8 @@ class LeanReader:
 def signature(model: CausalLM) -> tuple[object, ...]:
     """Something that changes when the model's weights, or the adapters that speak, do.
 
-    Every write in place counts a tensor's version up; what goes past that (``.data``) is not seen.
+    Every write in place counts a tensor's version up; what goes past that is not seen: ``.data``,
+    and fused optimizers, which is one reason for ``Engine.rest`` before training goes on.
     """
     weights = tuple((id(weight), weight._version) for weight in model.parameters())
     return weights, tuple(slot.active for slot in slots_of(model).values())

@@ -17,8 +17,8 @@ from instar.model.config import ModelConfig
 COLUMNS = 64
 """The used width of the cache is rounded up to a multiple of this.
 
-Sums over columns are then cut in the same places however long the neighbours are, which is what
-makes a row's result the same bits in any company; and compiled code meets few widths.
+Where torch sums over columns, the sums are then cut in the same places however long the neighbours
+are, which is what makes a row's result the same bits in any company.
 """
 
 WORTHWHILE = 32

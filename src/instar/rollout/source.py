@@ -37,10 +37,11 @@ class RolloutConfig(Config):
     max_new_tokens: Positive = 64
     """Longest reply, in tokens."""
     temperature: Annotated[float, Gt(0)] = 1.0
-    """Of the sampler; at 1 replies come from the policy itself, as the mathematics supposes."""
+    """Of the sampler; at 1 replies come from the policy itself (but for rounding), as the
+    mathematics supposes."""
     precision: Precision = "auto"
-    """Format of the policy's matrices while it answers; `auto` is what it is in training. What is
-    learnt from is always what the policy itself says of a reply."""
+    """Format of the policy's matrices while it answers; `auto` is that of training's products.
+    What is learnt from is always what the policy itself says of a reply."""
     epochs: Positive = 1
     """How often each reply is learnt from."""
     minibatches: Positive = 1

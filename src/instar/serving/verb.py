@@ -66,8 +66,7 @@ class Options:
     timeout: float = 300.0
     """Seconds that a reply may take, waiting included; then it ends where it is."""
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """What the matrices are kept in: auto is bfloat16 where that is faster, int8 the smallest. On a
-    CPU a reply is the same whoever else asks, in each of them."""
+    """What the matrices are kept in: auto is bfloat16 where that is faster, int8 the smallest."""
     threads: int = 0
     """Cores that the models compute on; 0 leaves one to what is not computing: reading requests
     and sending replies, to which a small model's writing is no more work than that."""

@@ -21,6 +21,7 @@ from instar.data.sources import Source
 from instar.distributed import default_device, is_main, on_main, world
 from instar.errors import UserError
 from instar.files import atomic_directory, write_json
+from instar.generation.engine import Engine
 from instar.lineage import (
     LINEAGE,
     Cost,
@@ -36,6 +37,7 @@ from instar.objectives.base import Objective
 from instar.objectives.keeping import AdapterPenalty, Kept
 from instar.planning.survey import Survey
 from instar.planning.workload import Workload
+from instar.rollout.source import RolloutConfig
 from instar.stages.config import StageConfig, TrainedStageConfig
 from instar.tokenizer.hf import Tokenizer
 from instar.training.arithmetic import arithmetic
@@ -49,7 +51,7 @@ from instar.training.meter import Meter
 from instar.training.monitor import Monitor
 from instar.training.optimizer import Optimizers
 from instar.training.parallel import Learner
-from instar.training.precision import resolve
+from instar.training.precision import Precision, resolve
 from instar.training.state import Progress, Saver, WorkDirectory, load_tensors
 from instar.training.track import Tracker, open_tracker
 
@@ -333,3 +335,21 @@ def _roll_back(
         f"at {ROLLBACK_RATE**back.rollbacks:g} times the learning rate"
     )
     return back
+
+
+def sampler(
+    policy: CausalLM, tokenizer: Tokenizer, config: RolloutConfig, training: Precision
+) -> Engine:
+    """The engine that answers with a policy in training.
+
+    Args:
+        policy: Answers with the weights that it has at the time.
+        tokenizer: Its own.
+        config: Says in which format, unless that is `auto`.
+        training: The format of training's products, which then decides.
+    """
+    precision = config.precision
+    if precision == "auto":
+        dtype = resolve(training, next(policy.parameters()).device)
+        precision = "float32" if dtype == torch.float32 else "bfloat16"
+    return Engine(policy, tokenizer, precision=precision)

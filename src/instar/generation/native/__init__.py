@@ -10,11 +10,13 @@ import functools
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -36,8 +38,11 @@ log = logging.getLogger(__name__)
 Int, Float, Pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 
+# The records of the source, by their names there.
+
+
 class Matrix(ctypes.Structure):
-    """As in the source."""
+    """A matrix in panels."""
 
     _fields_ = [
         *((name, Pointer) for name in ("panels", "scales", "bias")),
@@ -45,8 +50,8 @@ class Matrix(ctypes.Structure):
     ]
 
 
-class LayerOf(ctypes.Structure):
-    """``Layer`` in the source."""
+class Layer(ctypes.Structure):
+    """The matrices of a block."""
 
     _fields_ = [
         *((name, Matrix) for name in ("into_heads", "out_of_heads", "widen", "narrow")),
@@ -54,11 +59,11 @@ class LayerOf(ctypes.Structure):
     ]
 
 
-class ModelOf(ctypes.Structure):
-    """``Model`` in the source."""
+class Model(ctypes.Structure):
+    """All matrices, and the model's shape."""
 
     _fields_ = [
-        ("layers", ctypes.POINTER(LayerOf)),
+        ("layers", ctypes.POINTER(Layer)),
         ("head", Matrix),
         *((name, Pointer) for name in ("cos", "sin")),
         *((name, Int) for name in ("depth", "hidden", "inner", "heads", "kv_heads", "width")),
@@ -66,39 +71,52 @@ class ModelOf(ctypes.Structure):
     ]
 
 
-class StoreOf(ctypes.Structure):
-    """``Store`` in the source."""
+class Store(ctypes.Structure):
+    """Keys and values of all rows."""
 
     _fields_ = [("start", Pointer), ("rows", Int), ("columns", Int)]
+
+
+ARGUMENTS = [
+    *(ctypes.POINTER(Model), ctypes.POINTER(Store)),
+    *(Int, Pointer, Pointer, Pointer),  # tokens: how many, rows, places, residual stream
+    *(Pointer, Int, Pointer),  # those whose logits are asked for, how many, the logits
+    ctypes.c_int,  # threads
+]
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled source, built if this machine has not done so yet; none without a compiler."""
-    compiler = os.environ.get("CXX", "g++")
-    if not shutil.which(compiler):
-        log.info("no C++ compiler (%s): writing takes longer", compiler)
+    command = [*shlex.split(os.environ.get("CXX") or "g++"), *FLAGS]
+    if not shutil.which(command[0]):
+        log.info("there is no C++ compiler (%s): writing takes longer", command[0])
         return None
     try:
-        return ctypes.CDLL(str(_built(compiler)))
+        built = ctypes.CDLL(str(_built(command)))
     except (subprocess.CalledProcessError, OSError) as error:
         told = getattr(error, "stderr", None) or str(error)
-        log.warning("%s cannot build %s: writing takes longer\n%s", compiler, SOURCE.name, told)
+        log.warning("%s cannot build %s: writing takes longer\n%s", command[0], SOURCE.name, told)
         return None
+    for name in get_args(Format):
+        forward = getattr(built, f"forward_{name}")
+        forward.argtypes, forward.restype = ARGUMENTS, None
+    return built
 
 
-def _built(compiler: str) -> Path:
-    """The library's path; its name tells the source, and the processor that it was built for."""
+def _built(command: list[str]) -> Path:
+    """The library's path; its name tells the source, the flags, and the processor."""
     # What the compiler defines is what it knows of the processor, and its own version.
-    known = _run([compiler, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
+    known = _run([*command, "-dM", "-E", "-x", "c++", os.devnull])
     sources = [path.read_bytes() for path in sorted(HERE.glob("*.[ch]*"))]
-    content = hashlib.sha256(b"".join([*sources, known.encode()])).hexdigest()
+    content = hashlib.sha256(b"".join([*sources, f"{command}{known}".encode()])).hexdigest()
     path = cache_directory() / f"forward-{content[:16]}.so"
     if not path.exists():
+        log.info("building %s, once on this machine", SOURCE.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
             made = Path(directory) / path.name
-            _run([compiler, *FLAGS, "-shared", "-fPIC", "-o", str(made), str(SOURCE)])
+            _run([*command, "-shared", "-fPIC", "-o", str(made), str(SOURCE)])
             made.replace(path)  # whole or not at all, whoever else builds it now
     return path
 
@@ -146,7 +164,7 @@ class Panels:
         self.panels = words.view(-1, panel, words.shape[1]).transpose(1, 2).contiguous()
         self.bias = None if bias is None else bias.float().contiguous()
 
-    def told(self) -> Matrix:
+    def record(self) -> Matrix:
         """What the source is told of it; it has to outlive that."""
         starts = [_start(tensor) for tensor in (self.panels, self.scales, self.bias)]
         return Matrix(*starts, *self.shape)
@@ -164,15 +182,16 @@ class NativeForward:
         self.body = body  # keeps alive what the records below point to
         built, c = library(), body.config
         assert built is not None
+        self._dtype = cache_dtype(format)
         self._forward = getattr(built, f"forward_{format}")
         self._tables = [t.contiguous() for t in (body.cos, body.sin)]
         layers = [
-            LayerOf(*(matrix.told() for matrix in layer[:4]), _start(layer.head_norm))
+            Layer(*(matrix.record() for matrix in layer[:4]), _start(layer.head_norm))
             for layer in body.layers
         ]
-        self._model = ModelOf(
-            (LayerOf * len(layers))(*layers),
-            body.head.told(),
+        self._model = Model(
+            (Layer * len(layers))(*layers),
+            body.head.record(),
             *(_start(table) for table in self._tables),
             len(layers),
             c.hidden_size,
@@ -196,15 +215,16 @@ class NativeForward:
             ids, rows, ends = ids[real], rows.repeat_interleave(counts), counts.cumsum(0) - 1
         x = F.embedding(ids, self.body.embedding).float()
         logits = torch.empty(len(ends), self.body.head.shape[1])
-        store = StoreOf(_start(place.store), place.store.shape[2], place.store.shape[4])
+        assert place.store.dtype == self._dtype and place.store.is_contiguous()
+        store = Store(_start(place.store), place.store.shape[2], place.store.shape[4])
         rows, places = rows.contiguous(), places.contiguous()
         self._forward(
             ctypes.byref(self._model),
             ctypes.byref(store),
-            Int(len(ids)),
-            *(Pointer(_start(t)) for t in (rows, places, x, ends)),
-            Int(len(ends)),
-            Pointer(_start(logits)),
+            len(ids),
+            *(_start(tensor) for tensor in (rows, places, x, ends)),
+            len(ends),
+            _start(logits),
             torch.get_num_threads(),
         )
         return logits

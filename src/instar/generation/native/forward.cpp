@@ -57,8 +57,19 @@ inline void fetch(const T* from) {
   for (int i = 0; i < COUNT; i += 64 / int(sizeof(T))) __builtin_prefetch(from + i, 0, 2);
 }
 
+// exp(score - highest), in place, and their sum.
+float softened(float* scores, int64_t count) {
+  float top = scores[0], whole = 0;
+#pragma omp simd reduction(max : top)
+  for (int64_t c = 0; c < count; c++) top = std::max(top, scores[c]);
+#pragma omp simd reduction(+ : whole)
+  for (int64_t c = 0; c < count; c++) whole += scores[c] = exponential(scores[c] - top);
+  return whole;
+}
+
 // Attention of one query, over the columns that it sees: softmax(q K' / sqrt(E)) V.
-// E is the width of a head; `next` are the keys that will be read next. The scores are its own; they have room for one vector more than columns.
+// E is the width of a head; `next` are the keys that will be read next. The scores are a thread's
+// own, with room for a number for every column and a head more.
 template <class T, int E>
 void attend(const float* q, const T* keys, const T* values, const T* next, int64_t seen,
             float* scores, T* to) {
@@ -72,11 +83,7 @@ void attend(const float* q, const T* keys, const T* values, const T* next, int64
     fetch<E>(values + c * E);
     scores[c] = total(sum);
   }
-  float top = scores[0], whole = 0;
-#pragma omp simd reduction(max : top)
-  for (int64_t c = 0; c < seen; c++) top = std::max(top, scores[c]);
-#pragma omp simd reduction(+ : whole)
-  for (int64_t c = 0; c < seen; c++) whole += scores[c] = exponential(scores[c] - top);
+  const float whole = softened(scores, seen);
   Lanes mixed[E / LANES] = {};
   for (int64_t c = 0; c < seen; c++) {
 #pragma GCC unroll 16
@@ -95,19 +102,20 @@ void attend(const float* q, const T* keys, const T* values, const T* next, int64
 template <class T>
 void attend(const float* q, const T* keys, const T* values, int64_t seen, int64_t e, float* scores,
             T* to) {
-  float top = -INFINITY, whole = 0, scale = 1 / std::sqrt(float(e));
+  const float scale = 1 / std::sqrt(float(e));
   for (int64_t c = 0; c < seen; c++) {
     float sum = 0;
+#pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < e; i++) sum += q[i] * widened(keys[c * e + i]);
     scores[c] = sum * scale;
-    top = std::max(top, scores[c]);
   }
-  for (int64_t c = 0; c < seen; c++) whole += scores[c] = exponential(scores[c] - top);
-  for (int64_t i = 0; i < e; i++) {
-    float sum = 0;
-    for (int64_t c = 0; c < seen; c++) sum += scores[c] * widened(values[c * e + i]);
-    put(sum / whole, to[i]);
-  }
+  const float whole = softened(scores, seen);
+  float* mixed = scores + seen;
+  std::fill(mixed, mixed + e, 0.0f);
+  for (int64_t c = 0; c < seen; c++)
+#pragma omp simd
+    for (int64_t i = 0; i < e; i++) mixed[i] += scores[c] * widened(values[c * e + i]);
+  for (int64_t i = 0; i < e; i++) put(mixed[i] / whole, to[i]);
 }
 
 // The model -------------------------------------------------------------------------------------
@@ -218,7 +226,7 @@ struct Call {
   }
 
   // Logits of some of the tokens, whose numbers rise from `from`.
-  void name(const int64_t* wanted, int64_t number, int64_t from, float* logits) const {
+  void logits_of(const int64_t* wanted, int64_t number, int64_t from, float* logits) const {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < number; i++)
       normalised(x + (wanted[i] - from) * m.hidden, m.hidden, m.eps, in + i * m.hidden);
@@ -228,6 +236,7 @@ struct Call {
 
 constexpr int64_t AT_ONCE = 256;  // tokens: their numbers stay in a processor's cache
 
+// Tokens of rows, at their places; `wanted` are those whose logits are asked for, by rising number.
 template <class T, class W>
 void forward(const Model& m, const Store& store, int64_t count, const int64_t* rows,
              const int64_t* places, float* x, const int64_t* wanted, int64_t number, float* logits,
@@ -250,9 +259,9 @@ void forward(const Model& m, const Store& store, int64_t count, const int64_t* r
       int64_t to = std::min(from + AT_ONCE, count), end = named;
       while (end < number && wanted[end] < to) end++;
       Call<T, W> call{m, store, to - from, rows + from, places + from, x + from * m.hidden,
-                   in_start, wide_start, scores.data()};
+                      in_start, wide_start, scores.data()};
       call.run();
-      call.name(wanted + named, end - named, from, logits + named * m.head.outputs);
+      call.logits_of(wanted + named, end - named, from, logits + named * m.head.outputs);
       named = end;
     }
   }

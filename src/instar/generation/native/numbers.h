@@ -50,7 +50,7 @@ inline float exponential(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  return p * same_bits<float>((std::int32_t(n) + 127) << 23);
+  return p * same_bits<float>(uint32_t(std::int32_t(n) + 127) << 23);
 }
 
 #ifdef __AVX512F__

@@ -8,7 +8,7 @@
 
 namespace {
 
-// A matrix lies in panels of PANEL outputs; in a panel, the first word of every output comes first.
+// A matrix lies in panels of PANEL outputs; in a panel, first comes the first word of every output.
 constexpr int PANEL = 2 * LANES;
 // Rows that are multiplied together: as many as there are registers for their sums.
 constexpr int TILE = LANES == 16 ? 12 : 6;
@@ -60,14 +60,13 @@ void tile(const Matrix& m, int64_t panel, const T* x, float* y, bool onto) {
   constexpr int64_t LINE = PANEL * WORD_BYTES<W>;  // a word of every output
   const int64_t count = words<T>(m.inputs), first = panel * PANEL;
   const char* w = m.panels + panel * count * LINE;
-  const uint32_t* in = reinterpret_cast<const uint32_t*>(x);
   // Loops over these are unrolled, and no address is taken, so that they stay in registers.
   Lanes sums[ROWS][2] = {};
   for (int64_t k = 0; k < count; k++) {
     const Words a = weights<W>(w + k * LINE), b = weights<W>(w + k * LINE + LINE / 2);
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; r++) {
-      const Words word = Words{} + in[r * count + k];
+      const Words word = Words{} + load<uint32_t>(x + r * m.inputs + k * (4 / int64_t(sizeof(T))));
       sums[r][0] = fused<T>(sums[r][0], word, a);
       sums[r][1] = fused<T>(sums[r][1], word, b);
     }
