@@ -5,7 +5,8 @@
 A server of a random model (5 million parameters, the shape of the mini life) runs in a process of
 its own, as `instar serve` starts it; the clients stream in this one. Every client asks again as
 soon as its answer has ended. A stream stalls when it gives nothing for ten times the median time
-between its pieces, and for two seconds at least. Errors and stalls make the exit status 1.
+between its pieces, and for two seconds at least. Errors and stalls make the exit status 1. Before
+that, the engine alone answers the same requests, as many at a time, on all cores.
 """
 
 from __future__ import annotations
@@ -28,8 +29,13 @@ import psutil
 import torch
 
 from instar.checkpoint import save_model
+from instar.data.schema import Message
+from instar.generation import Engine, Request, Sampling, Stopping
+from instar.generation.reply import Reply
+from instar.memory import keep_freed_memory
 from instar.model import CausalLM, ModelConfig
 from instar.model.transformer import initialize
+from instar.tokenizer.chat import prompt_ids
 from instar.tokenizer.hf import save_tokenizer
 
 STALL_S = 2.0
@@ -65,7 +71,7 @@ def write_model(directory: Path) -> None:
     save_tokenizer(directory, [], 512)
 
 
-def start(directory: Path) -> tuple[subprocess.Popen[bytes], str]:
+def start(directory: Path) -> tuple[subprocess.Popen[bytes], int]:
     """A server, ready to answer."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -76,38 +82,70 @@ def start(directory: Path) -> tuple[subprocess.Popen[bytes], str]:
     for _ in range(600):
         try:
             if httpx.get(url + "/health").status_code == 200:
-                return server, url
+                return server, port
         except httpx.TransportError:
             time.sleep(0.1)
     raise SystemExit("the server did not start")
 
 
-async def client(url: str, number: int, tokens: int, end_s: float, seen: Seen) -> None:
+def alone(directory: Path, clients: int, tokens: int, seconds: float) -> float:
+    """Tokens a second of the engine without a server, on the same requests."""
+    engine = Engine.load(directory, "auto")
+    sampling = Sampling(logit_bias={int(token): bias for token, bias in BANNED.items()})
+    stopping = Stopping(engine.tokenizer.turn_end_ids, max_new_tokens=tokens)
+
+    def ask(number: int) -> Reply:
+        said: Message = {"role": "user", "content": f"Hello, this is client {number % clients}."}
+        prompt = prompt_ids(engine.tokenizer, [said])
+        return engine.submit(Request(prompt, sampling, stopping, (0, number, 0)))
+
+    replies, asked, written = [ask(i) for i in range(clients)], clients, 0
+    for _ in range(tokens):
+        engine.step()  # warms up
+    begun_s = time.perf_counter()
+    while time.perf_counter() < begun_s + seconds:
+        for row, reply in enumerate(replies):
+            if reply.finish:
+                replies[row], asked = ask(asked), asked + 1
+        before = sum(len(reply.ids) for reply in replies)
+        engine.step()
+        written += sum(len(reply.ids) for reply in replies) - before
+    return written / (time.perf_counter() - begun_s)
+
+
+async def client(port: int, number: int, tokens: int, end_s: float, seen: Seen) -> None:
     """Ask, read the stream, and ask again until the time is over."""
-    body = {
+    body = json.dumps({
         "messages": [{"role": "user", "content": f"Hello, this is client {number}."}],
         "max_tokens": tokens, "stream": True, "stream_options": {"include_usage": True},
         "logit_bias": BANNED,
-    }  # fmt: skip
-    async with httpx.AsyncClient(timeout=60) as http:
-        while time.perf_counter() < end_s:
-            try:
-                await read(http, url, body, seen)
-            except (httpx.HTTPError, ValueError, KeyError) as error:
-                seen.errors.append(f"{type(error).__name__}: {error}")
+    }).encode()  # fmt: skip
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    while time.perf_counter() < end_s:
+        writer.write(head.encode() + body)
+        try:
+            await read(reader, seen)
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            seen.errors.append(f"{type(error).__name__}: {error}")
+            return
+    writer.close()
 
 
-async def read(http: httpx.AsyncClient, url: str, body: dict[str, object], seen: Seen) -> None:
-    """One answer."""
+async def read(reader: asyncio.StreamReader, seen: Seen) -> None:
+    """One answer. Sockets are read by hand, since a whole HTTP library costs more than a server."""
     asked_s = at_s = time.perf_counter()
     first, done = True, False
-    async with http.stream("POST", url + "/v1/chat/completions", json=body) as answer:
-        if answer.status_code != 200:
-            await answer.aread()
-            raise ValueError(answer.text)
-        async for line in answer.aiter_lines():
-            if line == "data: [DONE]":
-                done = True
+    status = await reader.readline()
+    if status.split()[1] != b"200":
+        raise ValueError(status)
+    while line := (await reader.readline()).rstrip():
+        pass  # the other headers
+    while size := int((await reader.readline()), 16):
+        piece = (await reader.readexactly(size + 2)).decode()
+        for line in piece.splitlines():
+            done |= line == "data: [DONE]"
             if not line.startswith("data: {"):
                 continue
             chunk = json.loads(line[len("data: ") :])
@@ -123,16 +161,17 @@ async def read(http: httpx.AsyncClient, url: str, body: dict[str, object], seen:
             else:
                 seen.gaps_s.append(now_s - at_s)
             first, at_s = False, now_s
+    await reader.readline()
     if not done:
         raise ValueError("the stream ended before its end")
     seen.replies += 1
 
 
-async def together(url: str, clients: int, tokens: int, seconds: float) -> tuple[Seen, float]:
+async def together(port: int, clients: int, tokens: int, seconds: float) -> tuple[Seen, float]:
     """All clients side by side; what they saw, and how long it took."""
     seen, begun_s = Seen(), time.perf_counter()
     end_s = begun_s + seconds
-    await asyncio.gather(*(client(url, i, tokens, end_s, seen) for i in range(clients)))
+    await asyncio.gather(*(client(port, i, tokens, end_s, seen) for i in range(clients)))
     return seen, time.perf_counter() - begun_s
 
 
@@ -152,22 +191,28 @@ def main() -> None:
     failed = False
     with tempfile.TemporaryDirectory() as directory:
         write_model(Path(directory) / "model")
-        server, url = start(Path(directory) / "model")
+        keep_freed_memory()  # as every command of instar does
+        bare = {n: alone(Path(directory) / "model", n, options.tokens, 5) for n in options.clients}
+        for clients, speed in bare.items():
+            print(f"{clients:7} {speed:9.0f}  the engine alone")
+        server, port = start(Path(directory) / "model")
         try:
             process = psutil.Process(server.pid)
             print(
-                "clients  tokens/s  first token p50, p95 ms  gap p50, p95, max ms  replies    MiB"
+                "clients  tokens/s (of bare)  first token p50, p95 ms"
+                "  gap p50, p95, max ms  replies    MiB"
             )
             for _ in range(options.rounds):
                 for clients in options.clients:
                     seen, took_s = asyncio.run(
-                        together(url, clients, options.tokens, options.seconds)
+                        together(port, clients, options.tokens, options.seconds)
                     )
                     gap_s = statistics.median(seen.gaps_s or [0])
                     longest_s = max(seen.gaps_s, default=0)
                     failed |= bool(seen.errors) or longest_s > max(STALL_S, 10 * gap_s)
                     print(
                         f"{clients:7} {seen.tokens / took_s:9.0f}"
+                        f" ({seen.tokens / took_s / bare[clients]:.0%})"
                         f" {1e3 * statistics.median(seen.first_s or [0]):15.0f},"
                         f" {1e3 * p95(seen.first_s):6.0f}"
                         f" {1e3 * gap_s:10.1f}, {1e3 * p95(seen.gaps_s):.1f},"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -16,6 +17,10 @@ from instar.errors import UserError
 
 if TYPE_CHECKING:
     from instar.serving.app import Rules
+
+SWITCH_S = 2e-4
+"""Seconds after which one thread of Python lets another go on. At the usual 5 ms, the web app
+would keep the engines waiting at each of their steps for longer than a step takes."""
 
 KEYS = "INSTAR_API_KEYS"
 """Keys in the environment, where no list of processes shows them; commas between them."""
@@ -141,10 +146,13 @@ def main(argv: list[str]) -> int:
     rules = options.rules()
     _check_port(options.host, options.port)
     torch.set_num_threads(options.threads or max(1, torch.get_num_threads() - 1))
+    sys.setswitchinterval(SWITCH_S)
     models = load(named(options.models), options.precision)
     for model in models:  # takes a while, for which nobody's stream should stand still
         _ = model.vocabulary
         model.engine.prepare()
+    gc.collect()
+    gc.freeze()  # or all that was imported would be searched for garbage again and again
     screen = Filter.load(log=options.safety_log) if options.safety else None
     runs = {model.name: model.directory for model in models}
     app = create_app(models, rules, screen, [lambda app: mount(app, runs, options.votes)])

@@ -21,9 +21,9 @@ from instar.serving.errors import ApiError, later
 
 log = logging.getLogger(__name__)
 
-PACE_S = 0.02
-"""Seconds between two pieces of news of a reply. Nobody reads faster, and a small model writes
-several tokens in that time, each of which would cost more to send than to write."""
+NEWS_PER_S = 1000
+"""The most pieces of news a second, of all replies together. To send a token of a small model costs
+more than to write it; so when many replies are written, each piece holds several tokens."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ class Worker:
         Args:
             engine: One of the worker's.
             requests: The replies that are wanted.
-            every_step: Tell steps as they come, several at once if they come faster than
-                ``PACE_S``, rather than each reply at its end.
+            every_step: Tell steps as they come, several at once where ``NEWS_PER_S`` says so,
+                rather than each reply at its end.
 
         Raises:
             ApiError: Too many replies are open.
@@ -216,7 +216,8 @@ class Worker:
                 log.error("%s", error)
                 failure = ApiError(500, str(error), "model_failed")
                 self._fail([job for job in self._jobs if job.engine is engine], failure)
-        news = [(job.writing, step) for job in self._jobs if (step := _news(job))]
+        pause_s = len(self._jobs) / NEWS_PER_S
+        news = [(job.writing, step) for job in self._jobs if (step := _news(job, pause_s))]
         if any(step.finish for _, step in news):
             self._jobs = [job for job in self._jobs if job.reply and not job.reply.finish]
         _tell(news, self)
@@ -230,15 +231,15 @@ class Worker:
             self._usual_s += (took_s - self._usual_s) / 10
 
 
-def _news(job: _Job) -> Step | None:
-    """What is to be told of a reply."""
+def _news(job: _Job, pause_s: float) -> Step | None:
+    """What is to be told of a reply, if anything; then nothing for so many seconds."""
     reply = job.reply
     assert reply is not None
     now = time.perf_counter()
     due = job.writing.every_step and len(reply.text) > job.shown and now >= job.next_s
     if not due and not reply.finish:
         return None
-    job.next_s = now + PACE_S
+    job.next_s = now + pause_s
     told, end = job.told, len(reply.ids)
     text = reply.text[job.shown :]
     job.told, job.shown = end, len(reply.text)
