@@ -171,7 +171,7 @@ def test_time_is_bounded(serving: Callable[..., Any]) -> None:
     with serving(bounds=Bounds(timeout_s=0.0)) as server:
         answer = ask(server)
         assert error_of(answer, 503)["code"] == "timeout" and "Retry-After" in answer.headers
-    with serving(bounds=Bounds(timeout_s=0.5, usual_tokens=4000)) as server:
+    with serving(bounds=Bounds(timeout_s=0.1, usual_tokens=4000)) as server:
         body = {"messages": HELLO, "model": "wide", "logit_bias": {"3": -100, "5": -100}}
         answer = post(server, json=body)
         choice = answer.json()["choices"][0]
