@@ -113,7 +113,6 @@ def _built(command: list[str]) -> Path:
     path = cache_directory() / f"forward-{content[:16]}.so"
     if not path.exists():
         log.info("building %s, once on this machine", SOURCE.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
             made = Path(directory) / path.name
             _run([*command, "-shared", "-fPIC", "-o", str(made), str(SOURCE)])
