@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from instar.data.folding import fold
+from instar.data.packing import pad_rows, reply_row
 from instar.model.config import ModelConfig
 from instar.planning.workload import (
     Extent,
@@ -53,8 +55,30 @@ def test_rollouts_are_cut_as_the_source_cuts_them() -> None:
     assert len(made) == 2 and made[0].steps == 4
     assert sorted(made[0].prompts) == [10, 20]
     assert len(made[0].replies) == 4 and set(made[0].replies) <= {3, 5}
-    steps = rollout_steps(made, config, kept=1.0)
+    model = ModelConfig()
+    steps = rollout_steps(made, config, 1.0, model)
     assert len(steps) == 8
-    assert [sum(e.rows for e in step) for step in steps] == [2] * 8
-    half = rollout_steps(made, config, kept=0.5)
-    assert [sum(e.rows for e in step) for step in half] == [1] * 8
+    taught = [sum(e.learnt for step in steps[i : i + 2] for e in step) for i in (0, 2, 4, 6)]
+    assert taught == [sum(made[i].replies) for i in (0, 0, 1, 1)]
+    half = rollout_steps(made, config, 0.5, model)
+    assert all(sum(e.learnt for e in step) in (3, 5) for step in half), "one prompt, two replies"
+
+
+def test_replies_to_one_prompt_share_it_as_in_the_source() -> None:
+    model = ModelConfig(vocab_size=64, hidden_size=64, num_hidden_layers=2)
+    config = RolloutConfig(prompts=4, samples=4, micro_batch=8, max_new_tokens=6)
+    made = rollouts([30, 40, 50, 60], [3, 4, 5, 6], config, steps=1, readings=0, scorings=0)
+    (step,) = rollout_steps(made, config, 1.0, model)
+    lengths = iter(made[0].replies)
+    rows = [
+        reply_row([number] * prompt, [1] * next(lengths))
+        for number, prompt in enumerate(made[0].prompts)
+        for _ in range(4)
+    ]
+    batch, most = fold(pad_rows(rows, 0), model)
+    batch = batch.rows(batch.row_lengths().argsort(stable=True))
+    parts = [batch.rows(slice(i, i + 2)).trimmed() for i in (0, 2)]
+    assert most == 4
+    assert [len(part.input_ids) for part in parts] == [extent.rows for extent in step]
+    assert [int(part.mask.sum()) for part in parts] == [extent.learnt for extent in step]
+    assert [part.input_ids.shape[1] for part in parts] == [extent.width for extent in step]

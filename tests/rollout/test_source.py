@@ -76,13 +76,24 @@ def test_every_reply_is_learnt_from_once_an_epoch(
         seen: list[float] = []
         for _ in range(minibatches):
             step = next(source)
-            assert all(0 < len(batch.input_ids) <= 5 for batch in step)
-            seen += [n for b in step if b.advantage is not None for n in b.advantage[:, 0].tolist()]
+            for batch in step:
+                assert 0 < batch.documents <= 5 and batch.advantage is not None
+                seen += batch.advantage[batch.mask].unique_consecutive().tolist()
         assert Counter(seen) == Counter(range(1, 13))
         orders.append(seen)
     assert source.metrics() == {"reward": 12.0}
     assert not source.state_dict()["pending"]
     assert len({tuple(order) for order in orders}) == epochs, "each epoch in an order of its own"
+
+
+def test_replies_to_one_prompt_share_it_where_that_saves_time(engine: Engine) -> None:
+    source = sourced(engine, max_new_tokens=2, micro_batch=8)
+    whole = source.collect().batch
+    step = next(source)
+    assert sum(len(batch.input_ids) for batch in step) == 3, "one row a prompt"
+    assert [int(batch.documents) for batch in step] == [8, 4]
+    targets = torch.cat([batch.targets[batch.mask] for batch in step])
+    assert Counter(targets.tolist()) == Counter(whole.targets[whole.mask].tolist())
 
 
 def test_rows_of_like_length_share_a_micro_batch_and_no_target_is_lost(engine: Engine) -> None:

@@ -35,8 +35,9 @@ class Batch:
             is taken. ``targets[:, t]`` belongs to the logits at position ``t``.
         positions: Position of each token within its document ``(B, T)``; counted from the left
             edge when absent.
-        segment_ids: Which packed document each token belongs to ``(B, T)``; absent when a row is
-            one document.
+        segment_ids: Which packed document each token belongs to ``(B, T)``, from 0 on, or
+            ``SHARED``, which all documents of the row begin with; absent when a row is one
+            document.
         reference_logprobs: Log-probabilities of ``targets`` under the frozen reference
             ``(B, T)``, zero where ignored.
         old_logprobs: The same under the policy that sampled the rollout ``(B, T)``.
@@ -65,6 +66,13 @@ class Batch:
     def mask(self) -> Tensor:
         """Boolean ``(B, T)``: where a loss is taken."""
         return self.targets != IGNORE
+
+    @property
+    def documents(self) -> Tensor:
+        """How many there are, in all rows."""
+        if self.segment_ids is None:
+            return torch.tensor(len(self.input_ids), device=self.input_ids.device)
+        return (self.segment_ids.amax(dim=1) + 1).sum()
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are present, by name."""

@@ -11,6 +11,9 @@ from instar.model.cache import KVCache, Past, Prefix, Prefixed
 from instar.model.config import ModelConfig
 from instar.model.layers import product_dtype
 
+SHARED = -1
+"""Segment of the tokens that every document of their row begins with."""
+
 
 class Stack(nn.Module):
     """Token ids to hidden states: embedding, blocks, a last normalisation.
@@ -60,8 +63,9 @@ class Stack(nn.Module):
         """Hidden states after the last normalisation.
 
         Without a cache, rows are padded on the right, so plain causal order is enough; packed
-        documents are told apart by ``segment_ids``. With a cache, rows are aligned on the right
-        and the new tokens are appended to it.
+        documents are told apart by ``segment_ids``, and may begin with tokens that they share
+        (``SHARED``). With a cache, rows are aligned on the right and the new tokens are appended
+        to it.
         """
         t = input_ids.shape[1]
         visible: Bool[Tensor, "b t s"] | None = None
@@ -70,8 +74,9 @@ class Stack(nn.Module):
             positions, visible = cache.positions(t), cache.visible(t)
             places = cache.key_positions(t) if windowed else None
         elif segment_ids is not None:
-            same = segment_ids[:, :, None] == segment_ids[:, None, :]
-            visible = same & torch.ones(t, t, dtype=torch.bool, device=same.device).tril()
+            keys = segment_ids[:, None, :]
+            seen = (segment_ids[:, :, None] == keys) | (keys == SHARED)
+            visible = seen & torch.ones(t, t, dtype=torch.bool, device=seen.device).tril()
         if positions is None:
             positions = torch.arange(t, device=input_ids.device)[None]
         x = self.embeddings(input_ids)

@@ -6,7 +6,6 @@ batch, never in the loss.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from instar.data.batch import Batch
@@ -40,9 +39,9 @@ class ClippedPolicy(Objective):
 
     **What the sum is divided by.** Without ``batch.weight``, by the number of tokens (PPO, DAPO).
     With it, the weights have already divided within each reply, so what remains is the number of
-    *rows*: ``1 / |o_i|`` gives GRPO's mean of means, ``1 / max_length`` Dr. GRPO's constant
-    (``instar.rollout.advantages.token_weights``). Either way a row's weight depends on that row
-    alone, and steps may be cut anywhere.
+    *replies*: ``1 / |o_i|`` gives GRPO's mean of means, ``1 / max_length`` Dr. GRPO's constant
+    (``instar.rollout.advantages.token_weights``). Either way a reply's weight depends on that
+    reply alone, and steps may be cut anywhere.
 
     Args:
         policy: The model that learns.
@@ -68,10 +67,8 @@ class ClippedPolicy(Objective):
         self.kl_weight = kl_weight
 
     def count(self, batch: Batch) -> Tensor:
-        """Tokens, or rows when the batch is weighted."""
-        if batch.weight is None:
-            return batch.mask.sum()
-        return torch.tensor(len(batch.input_ids), device=batch.input_ids.device)
+        """Tokens, or replies when the batch is weighted."""
+        return batch.mask.sum() if batch.weight is None else batch.documents
 
     def forward(self, batch: Batch) -> Loss:
         """The summed loss of the policy."""

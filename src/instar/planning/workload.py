@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, pairwise
 from typing import cast
 
 import numpy as np
 
 from instar.data.batch import Batch, padded_width
+from instar.data.folding import folded, row_tokens
 from instar.data.sources import ExampleSource
 from instar.model.config import ModelConfig
 from instar.rollout.source import RolloutConfig
@@ -207,23 +208,44 @@ def rollouts(
     return made
 
 
-def rollout_steps(made: Sequence[Experience], config: RolloutConfig, kept: float) -> list[Step]:
-    """What is learnt from rollouts: rows of like length share a micro-batch.
+def rollout_steps(
+    made: Sequence[Experience], config: RolloutConfig, kept: float, model: ModelConfig
+) -> list[Step]:
+    """What is learnt from rollouts: replies to one prompt may share rows, as in the source.
 
     Args:
         made: The rollouts.
         config: How they are cut.
         kept: Share of the replies that is learnt from.
+        model: Who learns.
     """
     rng = np.random.default_rng(0)
     steps: list[Step] = []
     for experience in made:
-        replies = np.array(experience.replies)
-        rows = np.array(experience.prompts).repeat(config.samples) + replies
+        asked = np.arange(len(experience.prompts))
+        asked = rng.permutation(asked)[: max(1, round(kept * len(asked)))]
+        taught = (asked[:, None] * config.samples + np.arange(config.samples)).flatten()
         for _ in range(config.epochs):
-            order = rng.permutation(len(rows))[: max(1, round(kept * len(rows)))]
+            order = rng.permutation(taught)
             for part in np.array_split(order, min(config.minibatches, len(order))):
-                part = part[np.argsort(rows[part], kind="stable")]
-                ordered = [Extent(1, int(rows[i]), int(replies[i])) for i in part]
-                steps.append(cut(ordered, config.micro_batch))
+                steps.append(_learnt(experience, np.sort(part), config, model))
     return list(islice(steps, TYPICAL_STEPS))
+
+
+def _learnt(
+    experience: Experience, part: np.ndarray, config: RolloutConfig, model: ModelConfig
+) -> Step:
+    """What the source makes of some replies, by rising number."""
+    asked, own = part // config.samples, np.array(experience.replies)[part]
+    starts = [0, *(np.flatnonzero(np.diff(asked)) + 1).tolist(), len(part)]
+    families = [range(a, b) for a, b in pairwise(starts)]
+    # A reply's first token is predicted from the prompt's last one, which is not shared.
+    shared = np.array(experience.prompts)[asked] - 1
+    rows, most = folded(families, shared, own, model)
+    spare = most == 1  # then the last token is in its row, though nothing is learnt from it
+    extents = [
+        Extent(1, row_tokens(row, shared, own) + spare, int(own[row.start : row.stop].sum()))
+        for row in rows
+    ]
+    extents.sort(key=lambda extent: extent.width)
+    return cut(extents, max(1, config.micro_batch // most))

@@ -12,6 +12,7 @@ from annotated_types import Gt
 
 from instar.config import Config
 from instar.data.batch import Batch
+from instar.data.folding import fold
 from instar.data.packing import check_place, pad_rows, reply_row
 from instar.data.readers import place_of
 from instar.data.schema import Task
@@ -142,9 +143,14 @@ class RolloutSource:
             self._pending = self._cut(batch)
             self._number += 1
         rank, size = world()
-        mine = self._pending.pop(0).rows(slice(rank, None, size))
-        rows = torch.arange(len(mine.input_ids))
-        return [mine.rows(some).trimmed() for some in rows.split(self.config.micro_batch)]
+        step = self._pending.pop(0)
+        rows = torch.arange(len(step.input_ids))
+        mine, replies = fold(step.rows(rows.tensor_split(size)[rank]), self.engine.model.config)
+        # The short rows come first: those of like length share a micro-batch, and little of it is
+        # padding.
+        order = mine.row_lengths().argsort(stable=True)
+        parts = order.split(max(1, self.config.micro_batch // replies))
+        return [mine.rows(part).trimmed() for part in parts]
 
     def collect(self) -> Rollout:
         """Let the policy answer the next prompts, of which each rank has its share."""
@@ -177,17 +183,15 @@ class RolloutSource:
     def _cut(self, batch: Batch) -> list[Batch]:
         """Epochs and minibatches of one rollout, rows shuffled in each epoch.
 
-        Within a minibatch the short rows come first, so that those of like length share a
-        micro-batch, and little of it is padding.
+        Within a minibatch the replies to one prompt stand together.
         """
         rng = np.random.default_rng([self.seed, self._number, 1])
-        lengths = batch.row_lengths().cpu()
         steps: list[Batch] = []
         for _ in range(self.config.epochs):
-            order = torch.from_numpy(rng.permutation(len(lengths)))
+            order = torch.from_numpy(rng.permutation(len(batch.input_ids)))
             # A judge may have left out so many replies that there are fewer than minibatches.
             for part in order.tensor_split(min(self.config.minibatches, len(order))):
-                steps.append(batch.rows(part[lengths[part].argsort(stable=True)]).trimmed())
+                steps.append(batch.rows(part.sort().values).trimmed())
         return steps
 
     def metrics(self) -> dict[str, float]:

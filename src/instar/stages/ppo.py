@@ -113,10 +113,11 @@ def needs(config: PPOConfig, survey: Survey) -> Workload:
     prompts, replies = survey.prompts(config.prompts), survey.preferred_replies()
     steps = config.training.steps
     made = rollouts(prompts, replies, config.rollout, steps, readings=2, scorings=2)
+    model = survey.model(config.init)
     return Workload(
-        survey.model(config.init),
+        model,
         config.training,
-        rollout_steps(made, config.rollout, kept=1.0),
+        rollout_steps(made, config.rollout, 1.0, model),
         learners=2,
         frozen=2,
         experience=made,

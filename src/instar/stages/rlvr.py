@@ -110,10 +110,11 @@ def needs(config: RLVRConfig, survey: Survey) -> Workload:
     readings = reference + (not on_policy)
     made = rollouts(prompts, replies, rollout, steps, readings, scorings=0)
     kept = 1 - 2 / (rollout.samples + 1) if config.skip_decided and rollout.samples > 1 else 1.0
+    model = survey.model(config.init)
     return Workload(
-        survey.model(config.init),
+        model,
         config.training,
-        rollout_steps(made, rollout, kept),
+        rollout_steps(made, rollout, kept, model),
         frozen=reference,
         experience=made,
         text_bytes=survey.text_bytes(*config.tasks),
