@@ -146,6 +146,8 @@ struct Call {
   int64_t count;          // tokens
   const int64_t* rows;    // of each token
   const int64_t* places;  // of each token in its row
+  const int64_t* wanted;  // tokens whose logits are asked for, counted from `first`
+  int64_t number, first;
   float* x;               // (count, hidden)
   T* in;                  // inputs of products
   float* wide;            // outputs of products
@@ -156,16 +158,19 @@ struct Call {
     return static_cast<T*>(store.start) + stretch * store.columns * m.width;
   }
 
-  void normalise() const {
+  // Which token stands at place i, where `kept` of them are left.
+  int64_t which(int64_t i, int64_t kept) const { return kept == count ? i : wanted[i] - first; }
+
+  void normalise(int64_t kept) const {
 #pragma omp for schedule(static)
-    for (int64_t t = 0; t < count; t++)
+    for (int64_t t = 0; t < kept; t++)
       normalised(x + t * m.hidden, m.hidden, m.eps, in + t * m.hidden);
   }
 
   // Rotate queries and keys; keys and values go into the cache.
-  void turn(int64_t number) const {
+  void turn(int64_t layer) const {
     const int64_t all = m.heads + 2 * m.kv_heads, rotated = m.heads + m.kv_heads;
-    const float* norm = m.layers[number].head_norm;
+    const float* norm = m.layers[layer].head_norm;
 #pragma omp for schedule(static)
     for (int64_t each = 0; each < count * all; each++) {
       int64_t t = each / all, h = each % all, place = places[t];
@@ -175,23 +180,24 @@ struct Call {
                m.cos + place * (m.width / 2), m.sin + place * (m.width / 2));
       if (h < m.heads) continue;
       int64_t own = (h - m.heads) % m.kv_heads;
-      T* to = cached(number, h >= rotated, rows[t], own) + place * m.width;
+      T* to = cached(layer, h >= rotated, rows[t], own) + place * m.width;
       for (int64_t i = 0; i < m.width; i++) put(head[i], to[i]);
     }
   }
 
-  void attention(int64_t number) const {
+  // Of all tokens; in the last layer, of those whose logits are asked for, side by side.
+  void attention(int64_t layer, int64_t kept) const {
     const int64_t all = m.heads + 2 * m.kv_heads, group = m.heads / m.kv_heads;
 #pragma omp for schedule(static)
-    for (int64_t each = 0; each < count * m.kv_heads; each++) {
-      int64_t t = each / m.kv_heads, own = each % m.kv_heads;
-      const T* keys = cached(number, 0, rows[t], own);
-      const T* values = cached(number, 1, rows[t], own);
-      const int64_t later = std::min(each + 1, count * m.kv_heads - 1);
-      const T* next = cached(number, 0, rows[later / m.kv_heads], later % m.kv_heads);
+    for (int64_t each = 0; each < kept * m.kv_heads; each++) {
+      const int64_t i = each / m.kv_heads, t = which(i, kept), own = each % m.kv_heads;
+      const T* keys = cached(layer, 0, rows[t], own);
+      const T* values = cached(layer, 1, rows[t], own);
+      const int64_t later = std::min(each + 1, kept * m.kv_heads - 1);
+      const T* next = cached(layer, 0, rows[which(later / m.kv_heads, kept)], later % m.kv_heads);
       for (int64_t h = own * group; h < (own + 1) * group; h++) {
         const float* q = wide + (t * all + h) * m.width;
-        T* to = in + (t * m.heads + h) * m.width;
+        T* to = in + (i * m.heads + h) * m.width;
         const int64_t seen = places[t] + 1;
         if (m.width == 32) attend<T, 32>(q, keys, values, next, seen, scores, to);
         else if (m.width == 64) attend<T, 64>(q, keys, values, next, seen, scores, to);
@@ -201,35 +207,40 @@ struct Call {
     }
   }
 
-  void gate() const {
+  // The residual stream of the tokens that are left, side by side.
+  void keep(int64_t kept) const {
+    if (kept == count) return;
+#pragma omp single
+    for (int64_t i = 0; i < kept; i++)
+      if (which(i, kept) > i) std::copy_n(x + which(i, kept) * m.hidden, m.hidden, x + i * m.hidden);
+  }
+
+  void gate(int64_t kept) const {
 #pragma omp for schedule(static)
-    for (int64_t t = 0; t < count; t++) {
+    for (int64_t t = 0; t < kept; t++) {
       const float* from = wide + t * 2 * m.inner;
       gated(from, from + m.inner, m.inner, in + t * m.inner);
     }
   }
 
   // Called by all threads, as everything above; each part ends with their waiting for each other.
-  void run() const {
-    for (int64_t number = 0; number < m.depth; number++) {
-      const Layer& layer = m.layers[number];
-      normalise();
+  // Of the last layer, later tokens need the keys and values only.
+  void run(float* logits) const {
+    for (int64_t i = 0; i < m.depth; i++) {
+      const Layer& layer = m.layers[i];
+      const int64_t kept = i + 1 == m.depth ? number : count;
+      normalise(count);
       product<T, W>(layer.into_heads, in, wide, count);
-      turn(number);
-      attention(number);
-      product<T, W>(layer.out_of_heads, in, x, count, true);
-      normalise();
-      product<T, W>(layer.widen, in, wide, count);
-      gate();
-      product<T, W>(layer.narrow, in, x, count, true);
+      turn(i);
+      attention(i, kept);
+      keep(kept);
+      product<T, W>(layer.out_of_heads, in, x, kept, true);
+      normalise(kept);
+      product<T, W>(layer.widen, in, wide, kept);
+      gate(kept);
+      product<T, W>(layer.narrow, in, x, kept, true);
     }
-  }
-
-  // Logits of some of the tokens, whose numbers rise from `from`.
-  void logits_of(const int64_t* wanted, int64_t number, int64_t from, float* logits) const {
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < number; i++)
-      normalised(x + (wanted[i] - from) * m.hidden, m.hidden, m.eps, in + i * m.hidden);
+    normalise(number);
     product<T, W>(m.head, in, logits, number);
   }
 };
@@ -258,10 +269,9 @@ void forward(const Model& m, const Store& store, int64_t count, const int64_t* r
     for (int64_t from = 0; from < count; from += AT_ONCE) {
       int64_t to = std::min(from + AT_ONCE, count), end = named;
       while (end < number && wanted[end] < to) end++;
-      Call<T, W> call{m, store, to - from, rows + from, places + from, x + from * m.hidden,
-                      in_start, wide_start, scores.data()};
-      call.run();
-      call.logits_of(wanted + named, end - named, from, logits + named * m.head.outputs);
+      Call<T, W> call{m, store, to - from, rows + from, places + from, wanted + named,
+                      end - named, from, x + from * m.hidden, in_start, wide_start, scores.data()};
+      call.run(logits + named * m.head.outputs);
       named = end;
     }
   }

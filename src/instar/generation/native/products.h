@@ -81,24 +81,26 @@ void tile(const Matrix& m, int64_t panel, const T* x, float* y, bool onto) {
   }
 }
 
+// The same for any number of rows up to ROWS.
 template <class T, class W, int ROWS>
-void last_rows(const Matrix& m, int64_t panel, const T* x, float* y, bool onto, int64_t rows) {
+void some_rows(const Matrix& m, int64_t panel, const T* x, float* y, bool onto, int64_t rows) {
   if constexpr (ROWS > 0) {
     if (rows == ROWS) return tile<T, W, ROWS>(m, panel, x, y, onto);
-    last_rows<T, W, ROWS - 1>(m, panel, x, y, onto, rows);
+    some_rows<T, W, ROWS - 1>(m, panel, x, y, onto, rows);
   }
 }
 
-// x W' + b of some rows, or that added onto y. Called by all threads, who share the panels.
+// x W' + b of some rows, or that added onto y. Called by all threads, who share the panels. Tiles
+// are of like height: a low one would leave registers unused.
 template <class T, class W>
 void product(const Matrix& m, const T* x, float* y, int64_t rows, bool onto = false) {
+  const int64_t tiles = (rows + TILE - 1) / TILE;
 #pragma omp for schedule(static)
-  for (int64_t panel = 0; panel < (m.outputs + PANEL - 1) / PANEL; panel++) {
-    int64_t row = 0;
-    for (; row + TILE <= rows; row += TILE)
-      tile<T, W, TILE>(m, panel, x + row * m.inputs, y + row * m.outputs, onto);
-    last_rows<T, W, TILE - 1>(m, panel, x + row * m.inputs, y + row * m.outputs, onto, rows - row);
-  }
+  for (int64_t panel = 0; panel < (m.outputs + PANEL - 1) / PANEL; panel++)
+    for (int64_t i = 0; i < tiles; i++) {
+      const int64_t row = rows * i / tiles, end = rows * (i + 1) / tiles;
+      some_rows<T, W, TILE>(m, panel, x + row * m.inputs, y + row * m.outputs, onto, end - row);
+    }
 }
 
 }  // namespace
