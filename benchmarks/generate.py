@@ -231,6 +231,7 @@ def show(shape: str, directory: Path, arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Measure and print."""
+    keep_freed_memory()  # as every command of ours does; it helps all who take part
     warnings.filterwarnings("ignore")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", nargs="+", default=["S5"])
