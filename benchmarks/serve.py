@@ -27,13 +27,14 @@ from pathlib import Path
 import httpx
 import psutil
 import torch
+from generate import SHAPES
 
 from instar.checkpoint import save_model
 from instar.data.schema import Message
 from instar.generation import Engine, Request, Sampling, Stopping
 from instar.generation.reply import Reply
 from instar.memory import keep_freed_memory
-from instar.model import CausalLM, ModelConfig
+from instar.model import CausalLM
 from instar.model.transformer import initialize
 from instar.tokenizer.chat import prompt_ids
 from instar.tokenizer.hf import save_tokenizer
@@ -55,16 +56,7 @@ class Seen:
 
 def write_model(directory: Path) -> None:
     """A random model with bytes for tokens, of about 5 million parameters."""
-    config = ModelConfig(
-        vocab_size=4096,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        head_dim=32,
-        max_position_embeddings=512,
-    )
+    config = SHAPES["S5"]
     model = CausalLM(config)
     initialize(model, config, torch.Generator().manual_seed(0))
     save_model(model, directory)

@@ -19,6 +19,7 @@ from instar.checkpoint import load_causal_lm
 from instar.errors import UserError
 from instar.serving.app import Rules, create_app
 from instar.serving.limits import Rate
+from instar.serving.safety import Filter, Verdict
 from instar.serving.served import Served, load, named
 
 HELLO = [{"role": "user", "content": "hi there"}]
@@ -80,15 +81,11 @@ def test_events_are_lines_of_ascii(server: Any) -> None:
 
 
 def test_a_filter_sees_both_sides(serving: Callable[..., Any]) -> None:
-    class Verdict:
-        def __init__(self, allowed: bool) -> None:
-            self.allowed, self.reason = allowed, "a word"
+    class Wary(Filter):
+        def judge(self, text: str, role: str = "user") -> Verdict:
+            return Verdict(role == "user" and "harm" not in text, "a word", 1.0)
 
-    class Screen:
-        def check(self, text: str, role: str) -> Verdict:
-            return Verdict("harm" not in text if role == "user" else False)
-
-    with serving(screen=Screen()) as server:
+    with serving(screen=Wary(None)) as server:
         url = server.url + "/v1/chat/completions"
         refused = httpx.post(url, json={"messages": [{"role": "user", "content": "harm"}]})
         assert refused.status_code == 400

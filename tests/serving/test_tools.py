@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from instar.serving.chat_api import Speaker
 from instar.serving.chat_turns import turns
 from instar.serving.openai_types import ChatMessage, Tool
 from instar.serving.reasoning import Thinking
+from instar.serving.safety import Filter, Verdict
 from instar.serving.screening import WITHHELD, ScreenedText
 from instar.serving.tags import Between
 from instar.serving.tools import CallParser
@@ -112,16 +114,17 @@ def test_turns_that_every_template_knows() -> None:
     )
 
 
-class Strict:
+class Strict(Filter):
     """Stops what says "bad"."""
 
-    def check(self, text: str, role: str) -> Strict:
-        self.allowed, self.reason = "bad" not in text, "bad words"
-        return self
+    def judge(self, text: str, role: str = "user") -> Verdict:
+        return Verdict("bad" not in text, "bad words", 1.0)
 
 
-def test_a_reply_is_withheld_before_the_sentence_that_is_stopped() -> None:
-    screened = ScreenedText(Strict())
+def test_a_reply_is_withheld_before_the_sentence_that_is_stopped(tmp_path: Path) -> None:
+    screened = ScreenedText(Strict(None, tmp_path / "log.jsonl"))
     shown = [screened.push(piece, False) for piece in ("Good. ", "A b", "ad thing. ", "More. ")]
     assert "".join(shown) == "Good." + WITHHELD and screened.stopped
+    (line,) = (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["reason"] == "bad words", "one line a reply"
     assert Speaker(False, False, screened).finish("stop") == "content_filter"

@@ -17,7 +17,7 @@ from instar.serving.asking import Bounds, Server
 from instar.serving.errors import handle_errors
 from instar.serving.limits import Gate, Rate
 from instar.serving.metrics import Counted
-from instar.serving.screening import Screen
+from instar.serving.safety import Filter
 from instar.serving.served import Served
 from instar.serving.worker import Worker
 
@@ -51,7 +51,7 @@ class Rules:
 def create_app(
     models: Sequence[Served],
     rules: Rules,
-    screen: Screen | None = None,
+    screen: Filter | None = None,
     parts: Sequence[Callable[[FastAPI], None]] = (),
 ) -> FastAPI:
     """The app that serves models.

@@ -20,7 +20,7 @@ from instar.generation.request import Request as Wish
 from instar.serving.errors import ApiError, ErrorReply, later
 from instar.serving.metrics import Metrics
 from instar.serving.openai_types import AnyObject, OfRegex, OfSchema, Sampled, biases, given
-from instar.serving.screening import Screen
+from instar.serving.safety import Filter
 from instar.serving.served import Served
 from instar.serving.worker import Step, Worker, Writing
 
@@ -57,7 +57,7 @@ class Server:
     models: Sequence[Served]
     worker: Worker
     bounds: Bounds = field(default_factory=Bounds)
-    screen: Screen | None = None
+    screen: Filter | None = None
     metrics: Metrics = field(default_factory=Metrics)
 
     def find(self, name: str | None) -> Served:

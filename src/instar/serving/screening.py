@@ -1,40 +1,16 @@
-"""A place for a filter that reads what people ask and what models answer."""
+"""Where the safety filter stands in the server: before the model, and behind it."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from instar.serving.errors import ApiError
-
-
-class Verdict(Protocol):
-    """What a filter found."""
-
-    @property
-    def allowed(self) -> bool:
-        """Whether the text may pass."""
-        ...
-
-    @property
-    def reason(self) -> str:
-        """Why."""
-        ...
-
-
-class Screen(Protocol):
-    """Any filter."""
-
-    def check(self, text: str, role: str, /) -> Verdict:
-        """Judge a text that somebody of ``role`` (``user`` or ``assistant``) wrote."""
-        ...
-
+from instar.serving.safety import Filter, Gate
 
 WITHHELD = "(The reply was withheld by the safety filter.)"
-"""What stands for a reply that a filter stops."""
+"""What stands for a reply that the filter stops."""
 
 
-def screen_prompt(screen: Screen | None, texts: list[str]) -> None:
-    """Refuse a request whose texts a filter stops.
+def screen_prompt(screen: Filter | None, texts: list[str]) -> None:
+    """Refuse a request whose texts the filter stops.
 
     Raises:
         ApiError: With the filter's reason.
@@ -48,15 +24,14 @@ def screen_prompt(screen: Screen | None, texts: list[str]) -> None:
 
 
 class ScreenedText:
-    """A reply that is read by a filter while it is written: whole sentences pass, or nothing more.
+    """A reply that the filter reads while it is written; what stops it is said in its place.
 
     Args:
         screen: The filter, if there is one.
     """
 
-    def __init__(self, screen: Screen | None) -> None:
-        self._screen = screen
-        self._said = self._held = ""
+    def __init__(self, screen: Filter | None) -> None:
+        self._gate = Gate(screen) if screen else None
         self.stopped = False
 
     def push(self, piece: str, last: bool) -> str:
@@ -66,22 +41,13 @@ class ScreenedText:
             piece: The text.
             last: Whether nothing follows.
         """
-        if self._screen is None:
+        if self._gate is None:
             return piece
         if self.stopped:
             return ""
-        self._held += piece
-        end = len(self._held) if last else _sentences(self._held)
-        if not end:
-            return ""
-        shown, self._held = self._held[:end], self._held[end:]
-        self._said += shown
-        if self._screen.check(self._said, "assistant").allowed:
-            return shown
-        self.stopped = True
-        return WITHHELD
-
-
-def _sentences(text: str) -> int:
-    """Where the last whole sentence of a text ends."""
-    return 1 + max(text.rfind(mark) for mark in ".!?\n。！？")
+        shown = self._gate.push(piece)
+        self.stopped = not self._gate.verdict.allowed
+        if last or self.stopped:
+            shown += self._gate.flush()
+            self.stopped = not self._gate.verdict.allowed
+        return shown + WITHHELD if self.stopped else shown
