@@ -231,7 +231,6 @@ def show(shape: str, directory: Path, arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Measure and print."""
-    keep_freed_memory()  # as every command of ours does; it helps all who take part
     warnings.filterwarnings("ignore")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", nargs="+", default=["S5"])

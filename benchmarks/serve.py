@@ -2,7 +2,7 @@
 
     python benchmarks/serve.py --clients 1 8 64 --seconds 15
 
-A server of a random model (5 million parameters, the shape of the mini life) runs in a process of
+A server of a random model (S5 of generate.py, six million parameters) runs in a process of
 its own, as `instar serve` starts it; the clients stream in this one. Every client asks again as
 soon as its answer has ended. A stream stalls when it gives nothing for ten times the median time
 between its pieces, and for two seconds at least. Errors and stalls make the exit status 1. Before
@@ -55,7 +55,7 @@ class Seen:
 
 
 def write_model(directory: Path) -> None:
-    """A random model with bytes for tokens, of about 5 million parameters."""
+    """A random model with bytes for tokens."""
     config = SHAPES["S5"]
     model = CausalLM(config)
     initialize(model, config, torch.Generator().manual_seed(0))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from instar.data.folding import fold
 from instar.data.packing import pad_rows, reply_row
 from instar.model.config import ModelConfig
 from instar.planning.workload import (
@@ -12,6 +11,7 @@ from instar.planning.workload import (
     rollout_steps,
     rollouts,
 )
+from instar.rollout.folding import fold
 from instar.rollout.source import RolloutConfig
 from instar.training.loop import TrainingConfig
 
@@ -75,10 +75,10 @@ def test_replies_to_one_prompt_share_it_as_in_the_source() -> None:
         for number, prompt in enumerate(made[0].prompts)
         for _ in range(4)
     ]
-    batch, most = fold(pad_rows(rows, 0), model)
+    batch, held = fold(pad_rows(rows, 0), model, config.micro_batch)
     batch = batch.rows(batch.row_lengths().argsort(stable=True))
     parts = [batch.rows(slice(i, i + 2)).trimmed() for i in (0, 2)]
-    assert most == 4
+    assert held == 4
     assert [len(part.input_ids) for part in parts] == [extent.rows for extent in step]
     assert [int(part.mask.sum()) for part in parts] == [extent.learnt for extent in step]
     assert [part.input_ids.shape[1] for part in parts] == [extent.width for extent in step]

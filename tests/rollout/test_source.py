@@ -91,6 +91,8 @@ def test_replies_to_one_prompt_share_it_where_that_saves_time(engine: Engine) ->
     whole = source.collect().batch
     step = next(source)
     assert sum(len(batch.input_ids) for batch in step) == 3, "one row a prompt"
+    narrow = next(sourced(engine, max_new_tokens=2, micro_batch=2))
+    assert all(batch.documents <= 2 for batch in narrow), "never more than may be"
     assert [int(batch.documents) for batch in step] == [8, 4]
     targets = torch.cat([batch.targets[batch.mask] for batch in step])
     assert Counter(targets.tolist()) == Counter(whole.targets[whole.mask].tolist())

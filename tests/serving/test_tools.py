@@ -124,7 +124,10 @@ class Strict(Filter):
 def test_a_reply_is_withheld_before_the_sentence_that_is_stopped(tmp_path: Path) -> None:
     screened = ScreenedText(Strict(None, tmp_path / "log.jsonl"))
     shown = [screened.push(piece, False) for piece in ("Good. ", "A b", "ad thing. ", "More. ")]
+    assert ScreenedText(Strict(None)).push("Good. A bad thing", last=True) == WITHHELD
     assert "".join(shown) == "Good." + WITHHELD and screened.stopped
+    screened.close()
+    screened.close()
     (line,) = (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["reason"] == "bad words", "one line a reply"
     assert Speaker(False, False, screened).finish("stop") == "content_filter"

@@ -36,8 +36,8 @@ class Batch:
         positions: Position of each token within its document ``(B, T)``; counted from the left
             edge when absent.
         segment_ids: Which packed document each token belongs to ``(B, T)``, from 0 on, or
-            ``SHARED``, which all documents of the row begin with; absent when a row is one
-            document.
+            ``SHARED`` (``model/stack.py``), which all documents of the row begin with; absent
+            when a row is one document.
         reference_logprobs: Log-probabilities of ``targets`` under the frozen reference
             ``(B, T)``, zero where ignored.
         old_logprobs: The same under the policy that sampled the rollout ``(B, T)``.

@@ -108,7 +108,7 @@ def _allowed(reply: Reply, like: Tensor) -> Tensor:
 
 def _draw(warped: Tensor, sampling: Sampling, replies: Sequence[Reply]) -> Tensor:
     if sampling.greedy:
-        if warped.is_cuda:
+        if warped.device.type != "cpu":
             return warped.argmax(dim=-1)
         return torch.from_numpy(warped.numpy().argmax(axis=-1))  # six times as fast as torch's
     uniforms = torch.tensor([reply.uniform for reply in replies], device=warped.device)

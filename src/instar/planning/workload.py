@@ -10,9 +10,9 @@ from typing import cast
 import numpy as np
 
 from instar.data.batch import Batch, padded_width
-from instar.data.folding import folded, row_tokens
 from instar.data.sources import ExampleSource
 from instar.model.config import ModelConfig
+from instar.rollout.folding import partition, row_tokens
 from instar.rollout.source import RolloutConfig
 from instar.training.loop import TrainingConfig
 
@@ -238,14 +238,13 @@ def _learnt(
     """What the source makes of some replies, by rising number."""
     asked, own = part // config.samples, np.array(experience.replies)[part]
     starts = [0, *(np.flatnonzero(np.diff(asked)) + 1).tolist(), len(part)]
-    families = [range(a, b) for a, b in pairwise(starts)]
+    groups = [range(a, b) for a, b in pairwise(starts)]
     # A reply's first token is predicted from the prompt's last one, which is not shared.
     shared = np.array(experience.prompts)[asked] - 1
-    rows, most = folded(families, shared, own, model)
-    spare = most == 1  # then the last token is in its row, though nothing is learnt from it
+    rows, held = partition(groups, shared, own, model, config.micro_batch)
     extents = [
-        Extent(1, row_tokens(row, shared, own) + spare, int(own[row.start : row.stop].sum()))
+        Extent(1, row_tokens(row, shared, own) + 1, int(own[row.start : row.stop].sum()))
         for row in rows
     ]
     extents.sort(key=lambda extent: extent.width)
-    return cut(extents, max(1, config.micro_batch // most))
+    return cut(extents, config.micro_batch // held)

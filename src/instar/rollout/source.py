@@ -12,7 +12,6 @@ from annotated_types import Gt
 
 from instar.config import Config
 from instar.data.batch import Batch
-from instar.data.folding import fold
 from instar.data.packing import check_place, pad_rows, reply_row
 from instar.data.readers import place_of
 from instar.data.schema import Task
@@ -23,6 +22,7 @@ from instar.generation.reply import Completion
 from instar.generation.sampling import Sampling
 from instar.generation.stopping import Stopping
 from instar.model.sharding import gathered
+from instar.rollout.folding import fold
 from instar.tokenizer.chat import prompt_ids
 
 Positive = Annotated[int, Gt(0)]
@@ -144,12 +144,14 @@ class RolloutSource:
             self._number += 1
         rank, size = world()
         step = self._pending.pop(0)
-        rows = torch.arange(len(step.input_ids))
-        mine, replies = fold(step.rows(rows.tensor_split(size)[rank]), self.engine.model.config)
+        # Neighbours go to one rank: replies to one prompt may share it.
+        mine = step.rows(torch.arange(len(step.input_ids)).tensor_split(size)[rank])
+        most = self.config.micro_batch
+        mine, replies = fold(mine, self.engine.model.config, most)
         # The short rows come first: those of like length share a micro-batch, and little of it is
         # padding.
         order = mine.row_lengths().argsort(stable=True)
-        parts = order.split(max(1, self.config.micro_batch // replies))
+        parts = order.split(most // replies)
         return [mine.rows(part).trimmed() for part in parts]
 
     def collect(self) -> Rollout:

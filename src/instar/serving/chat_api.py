@@ -232,6 +232,8 @@ async def _chunks(asked: Asked) -> AsyncGenerator[dict[str, Any]]:
             yield {**frame, "choices": [], "usage": asked.usage(written)}
     finally:
         asked.server.worker.close(asked.writing)
+        for speaker in asked.speakers:
+            speaker.screened.close()
 
 
 def _step_chunks(asked: Asked, frame: dict[str, Any], step: Step) -> list[dict[str, Any]]:

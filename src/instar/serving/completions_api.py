@@ -189,3 +189,5 @@ async def _chunks(asked: Asked) -> AsyncGenerator[dict[str, Any]]:
             yield {**frame, "choices": [], "usage": asked.usage(written)}
     finally:
         asked.server.worker.close(asked.writing)
+        for screen in asked.screens:
+            screen.close()

@@ -185,22 +185,25 @@ class Gate:
 
     def __init__(self, filter_: Filter) -> None:
         self.filter, self.verdict = filter_, Verdict(True, "nothing found", 0.0)
-        self._text, self._shown = "", 0
+        self._text, self._shown, self._recorded = "", 0, False
 
     def push(self, piece: str) -> str:
         """Take more of the reply in and return what may be shown by now."""
         self._text += piece
-        ready = len(self._text) - len(SENTENCE_END.split(self._text)[-1])
-        return self._pass(ready) if ready > self._shown else ""
+        begun = SENTENCE_END.split(self._text[self._shown :])[-1]
+        return self._pass(len(self._text) - len(begun))
 
-    def flush(self) -> str:
-        """The end of the reply: the rest of it, if it may be shown. Logs the decision."""
+    def flush(self, piece: str = "") -> str:
+        """The end of the reply: the rest of it, if it may be shown. Logs the decision, once."""
+        self._text += piece
         rest = self._pass(len(self._text))
-        self.filter.record(self._text, "assistant", self.verdict)
+        if not self._recorded:
+            self.filter.record(self._text, "assistant", self.verdict)
+        self._recorded = True
         return rest
 
     def _pass(self, ready: int) -> str:
-        if self.verdict.allowed:
+        if self.verdict.allowed and ready > self._shown:
             self.verdict = self.filter.judge(self._text[:ready], "assistant")
         if not self.verdict.allowed:
             return ""

@@ -24,7 +24,7 @@ def screen_prompt(screen: Filter | None, texts: list[str]) -> None:
 
 
 class ScreenedText:
-    """A reply that the filter reads while it is written; what stops it is said in its place.
+    """A reply that the filter reads while it is written; where it stops it, that is said instead.
 
     Args:
         screen: The filter, if there is one.
@@ -45,9 +45,11 @@ class ScreenedText:
             return piece
         if self.stopped:
             return ""
-        shown = self._gate.push(piece)
+        shown = self._gate.flush(piece) if last else self._gate.push(piece)
         self.stopped = not self._gate.verdict.allowed
-        if last or self.stopped:
-            shown += self._gate.flush()
-            self.stopped = not self._gate.verdict.allowed
         return shown + WITHHELD if self.stopped else shown
+
+    def close(self) -> None:
+        """Nobody listens any more: the decision is logged, if it is not yet."""
+        if self._gate is not None:
+            self._gate.flush()

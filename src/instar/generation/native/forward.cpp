@@ -146,8 +146,9 @@ struct Call {
   int64_t count;          // tokens
   const int64_t* rows;    // of each token
   const int64_t* places;  // of each token in its row
-  const int64_t* wanted;  // tokens whose logits are asked for, counted from `first`
-  int64_t number, first;
+  const int64_t* wanted;  // tokens whose logits are asked for, strictly rising, by their number
+                          // in the whole call
+  int64_t number, first;  // how many; this chunk's first token
   float* x;               // (count, hidden)
   T* in;                  // inputs of products
   float* wide;            // outputs of products
@@ -158,7 +159,7 @@ struct Call {
     return static_cast<T*>(store.start) + stretch * store.columns * m.width;
   }
 
-  // Which token stands at place i, where `kept` of them are left.
+  // The i-th of the tokens, where `kept` of them are left: all, or those that are wanted.
   int64_t which(int64_t i, int64_t kept) const { return kept == count ? i : wanted[i] - first; }
 
   void normalise(int64_t kept) const {

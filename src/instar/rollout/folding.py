@@ -1,13 +1,14 @@
-"""Rows that begin alike, folded into one: what they share is computed once.
+"""Replies to one prompt, folded into one row: the prompt is computed once for several of them.
 
-Eight replies to one question are eight rows that begin with the same prompt. Folded, the prompt
-stands once, and the replies behind it, each of which sees the prompt and itself::
+Three replies are three rows that begin with the same prompt. Folded, the prompt stands once, and
+the replies behind it, each of which sees the prompt and itself::
 
     ask ask a b c          ask | ask a b | ask d | ask e f g
     ask ask d        →     ^ shared      ^ each begins with the prompt's last token,
     ask ask e f g                          which has another target in every row
 
-No log-probability changes but by rounding, and no gradient.
+No log-probability changes but by rounding, and no gradient. Liu et al. 2025, "Prefix Grouper"
+(arXiv:2506.05433), compute the same in two calls of attention.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from instar.data.batch import Batch, padded_width
+from instar.model.attention import FROM_TOKENS
 from instar.model.config import ModelConfig
 from instar.model.stack import SHARED
 
@@ -26,53 +28,62 @@ ATTENTION = 4
 over the scores. Measured on a CPU."""
 
 
-def fold(batch: Batch, config: ModelConfig) -> tuple[Batch, int]:
+def fold(batch: Batch, config: ModelConfig, most: int) -> tuple[Batch, int]:
     """Rows that stand together and begin alike, folded as far as that saves time.
+
+    On a GPU nothing is folded: attention with a mask would lose its fastest kernel there, and what
+    is best has not been measured.
 
     Args:
         batch: One document a row ``(B, T)``. What comes before a row's first target is what it may
-            share; the rows of an alike beginning are consecutive.
+            share; rows that begin alike are consecutive.
         config: The model, which says what a token costs.
+        most: The most documents to put into a row.
 
     Returns:
         The batch, with ``positions`` and ``segment_ids`` if anything was folded, and how many
         documents a row holds at most.
     """
-    if not len(batch.input_ids):
+    if not len(batch.input_ids) or batch.input_ids.is_cuda:
         return batch, 1
-    mask = batch.mask.cpu().numpy()
+    mask = batch.mask.numpy()
     begins = mask.argmax(axis=1)
     ends = np.where(mask.any(axis=1), mask.shape[1] - mask[:, ::-1].argmax(axis=1), begins)
-    families = _families(batch.input_ids.cpu().numpy(), begins)
-    parts, most = folded(families, begins, ends - begins, config)
-    return (batch, 1) if most == 1 else (_made(batch, parts, begins, ends), most)
+    groups = _groups(batch.input_ids.numpy(), begins)
+    parts, held = partition(groups, begins, ends - begins, config, most)
+    return (batch, 1) if held == 1 else (_gathered(batch, parts, begins, ends), held)
 
 
-def folded(
-    families: Sequence[range], shared: np.ndarray, own: np.ndarray, config: ModelConfig
+def partition(
+    groups: Sequence[range], shared: np.ndarray, own: np.ndarray, config: ModelConfig, most: int
 ) -> tuple[list[range], int]:
-    """How many documents to put into a row.
+    """Which documents to put into a row.
 
     Narrow rows repeat what is shared, wide ones attend to more.
 
     Args:
-        families: Documents that begin alike.
-        shared: Tokens that a document shares with its family ``(N,)``.
+        groups: Documents that begin alike.
+        shared: Tokens that a document shares with its group ``(N,)``.
         own: Its other tokens ``(N,)``.
         config: The model.
+        most: The most documents to put into a row.
 
     Returns:
         The documents of each row, and how many they are at most.
     """
+    width = config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    # The head reads tokens with a target only, and folding changes nothing there.
+    matrices = config.matrix_parameters() - config.vocab_size * config.hidden_size
 
     def price(parts: list[range]) -> float:
         tokens = np.array([row_tokens(part, shared, own) for part in parts])
-        width = config.num_hidden_layers * config.num_attention_heads * config.head_dim
-        return float((tokens * (config.matrix_parameters() + ATTENTION * 2 * width * tokens)).sum())
+        alone = np.array([len(part) == 1 for part in parts])
+        halved = np.where(alone & (tokens >= FROM_TOKENS), 0.5, 1.0)  # plain causal order
+        return float((tokens * (matrices + ATTENTION * 2 * width * halved * tokens)).sum())
 
-    largest = max(len(family) for family in families)
+    largest = min(most, max(len(group) for group in groups))
     counts = [*(2**i for i in range((largest - 1).bit_length())), largest]
-    choices = [(_cut(families, most), most) for most in counts]
+    choices = [(_cut(groups, count), count) for count in counts]
     return min(choices, key=lambda choice: price(choice[0]))
 
 
@@ -81,7 +92,7 @@ def row_tokens(part: range, shared: np.ndarray, own: np.ndarray) -> int:
     return int(shared[part.start] + own[part.start : part.stop].sum())
 
 
-def _families(ids: np.ndarray, begins: np.ndarray) -> list[range]:
+def _groups(ids: np.ndarray, begins: np.ndarray) -> list[range]:
     starts = [
         row
         for row, begin in enumerate(begins)
@@ -90,16 +101,16 @@ def _families(ids: np.ndarray, begins: np.ndarray) -> list[range]:
     return [range(a, b) for a, b in zip(starts, [*starts[1:], len(ids)], strict=True)]
 
 
-def _cut(families: Sequence[range], most: int) -> list[range]:
-    return [family[i : i + most] for family in families for i in range(0, len(family), most)]
+def _cut(groups: Sequence[range], most: int) -> list[range]:
+    return [group[i : i + most] for group in groups for i in range(0, len(group), most)]
 
 
-def _made(batch: Batch, parts: list[range], begins: np.ndarray, ends: np.ndarray) -> Batch:
+def _gathered(batch: Batch, parts: list[range], begins: np.ndarray, ends: np.ndarray) -> Batch:
     """Every cell of the new rows is a cell of an old one."""
     columns = batch.input_ids.shape[1]
-    width = padded_width(max(row_tokens(part, begins, ends - begins) for part in parts))
+    longest = max(row_tokens(part, begins, ends - begins) for part in parts)
     # The last column never has a target: what is padding is taken from there.
-    cells = np.full((len(parts), width), columns - 1)
+    cells = np.full((len(parts), padded_width(longest + 1)), columns - 1)
     segments = np.zeros_like(cells)
     for number, part in enumerate(parts):
         first = part.start
@@ -111,9 +122,8 @@ def _made(batch: Batch, parts: list[range], begins: np.ndarray, ends: np.ndarray
             cells[number, filled:to] = row * columns + np.arange(begins[row], ends[row])
             segments[number, filled:] = document
             filled = to
-    device = batch.input_ids.device
-    source = torch.from_numpy(cells).to(device)
+    source = torch.from_numpy(cells)
     gathered = {name: field.flatten(0, 1)[source] for name, field in batch.tensors().items()}
     gathered["positions"] = source % columns
-    gathered["segment_ids"] = torch.from_numpy(segments).to(device)
+    gathered["segment_ids"] = torch.from_numpy(segments)
     return Batch(**gathered)
