@@ -90,8 +90,9 @@ def test_a_filter_sees_both_sides(serving: Callable[..., Any]) -> None:
         refused = httpx.post(url, json={"messages": [{"role": "user", "content": "harm"}]})
         assert refused.status_code == 400
         assert refused.json()["error"]["code"] == "content_filter"
-        answer = httpx.post(url, json={"messages": HELLO, "max_tokens": 5}).json()
-        choice = answer["choices"][0]
+        (a,) = httpx.post(server.url + "/tokenize", json={"prompt": "a"}).json()["tokens"]
+        body = {"messages": HELLO, "max_tokens": 5, "logit_bias": {str(a): 100}}
+        choice = httpx.post(url, json=body).json()["choices"][0]
         assert choice["finish_reason"] == "content_filter"
         assert "withheld" in choice["message"]["content"]
 
