@@ -14,6 +14,7 @@ No log-probability changes but by rounding, and no gradient. Liu et al. 2025, "P
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -46,9 +47,9 @@ def fold(batch: Batch, config: ModelConfig, most: int) -> tuple[Batch, int]:
     """
     if not len(batch.input_ids) or batch.input_ids.is_cuda:
         return batch, 1
-    mask = batch.mask.numpy()
-    begins = mask.argmax(axis=1)
-    ends = np.where(mask.any(axis=1), mask.shape[1] - mask[:, ::-1].argmax(axis=1), begins)
+    begins = batch.mask.numpy().argmax(axis=1)
+    # A row's last token predicts nothing; rows without a target have no length.
+    ends = np.maximum(batch.row_lengths().numpy() - 1, begins)
     groups = _groups(batch.input_ids.numpy(), begins)
     parts, held = partition(groups, begins, ends - begins, config, most)
     return (batch, 1) if held == 1 else (_gathered(batch, parts, begins, ends), held)
@@ -98,7 +99,7 @@ def _groups(ids: np.ndarray, begins: np.ndarray) -> list[range]:
         for row, begin in enumerate(begins)
         if not row or begin != begins[row - 1] or (ids[row, :begin] != ids[row - 1, :begin]).any()
     ]
-    return [range(a, b) for a, b in zip(starts, [*starts[1:], len(ids)], strict=True)]
+    return [range(a, b) for a, b in pairwise([*starts, len(ids)])]
 
 
 def _cut(groups: Sequence[range], most: int) -> list[range]:

@@ -32,7 +32,11 @@ class ScreenedText:
 
     def __init__(self, screen: Filter | None) -> None:
         self._gate = Gate(screen) if screen else None
-        self.stopped = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more comes through."""
+        return self._gate is not None and not self._gate.verdict.allowed
 
     def push(self, piece: str, last: bool) -> str:
         """Take more text in and return what may be shown.
@@ -46,7 +50,6 @@ class ScreenedText:
         if self.stopped:
             return ""
         shown = self._gate.flush(piece) if last else self._gate.push(piece)
-        self.stopped = not self._gate.verdict.allowed
         return shown + WITHHELD if self.stopped else shown
 
     def close(self) -> None:
