@@ -46,7 +46,7 @@ def adapter(base: Path, tmp_path: Path) -> Path:
     add(model, TUNED)
     with torch.no_grad():
         for part in learnt_parts(model, DEFAULT).values():
-            part.lora_B.weight.fill_(0.1)
+            part.lora_B.weight.fill_(0.05)
     save_adapter(model, DEFAULT, tmp_path / "adapter", base)
     return tmp_path / "adapter"
 

@@ -110,5 +110,11 @@ def product_of(format: Format, weight: Tensor, bias: Tensor | None) -> Product:
         return Eight(weight, bias)
     dtype = torch.float32 if format == "float32" else torch.bfloat16
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    on_processor = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return Packed(weight, bias) if on_processor else Plain(weight, bias)
+    return Packed(weight, bias) if _packs(dtype, weight.device) else Plain(weight, bias)
+
+
+def _packs(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether oneDNN multiplies by matrices of its own order there: bfloat16 asks for AVX-512."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
