@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from collections.abc import Callable
 
@@ -38,5 +39,6 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Give back what was freed, at the end of something large."""
+    """Give back what was freed, at the end of something large, and what only cycles still hold."""
+    gc.collect()
     _glibc("malloc_trim")(0)

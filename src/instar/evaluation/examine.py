@@ -17,6 +17,7 @@ from instar.distributed import default_device
 from instar.evaluation.exams import ExamResult, summarise
 from instar.files import matching, read_json, write_json
 from instar.lineage import LINEAGE, hash_file, hash_value, peak_rss_bytes
+from instar.memory import release_freed_memory
 from instar.tokenizer.hf import Tokenizer
 from instar.training.display import Display
 
@@ -87,6 +88,7 @@ class Examiner:
             return
         self.display.stage(stage, "exams")
         began = time.perf_counter()
+        release_freed_memory()  # the stage's; an exam wants other blocks
         if stage == "reward":
             exams = self._pairs(directory)
         else:
