@@ -15,7 +15,7 @@ from instar import __version__
 from instar.serving import chat_api, completions_api, small_api
 from instar.serving.asking import Bounds, Server
 from instar.serving.errors import handle_errors
-from instar.serving.limits import Gate, Rate
+from instar.serving.limits import Door, Rate
 from instar.serving.metrics import Counted
 from instar.serving.safety import Filter
 from instar.serving.served import Served
@@ -87,7 +87,7 @@ def create_app(
     # The last one added is the first to see a request.
     rate = Rate(rules.per_minute)
     app.add_middleware(
-        Gate, keys=rules.keys, hosts=rules.hosts, rate=rate, most_bytes=rules.most_bytes
+        Door, keys=rules.keys, hosts=rules.hosts, rate=rate, most_bytes=rules.most_bytes
     )
     if rules.origins:
         app.add_middleware(

@@ -217,6 +217,42 @@ async def unless_gone(receive: Receive, answer: Awaitable[T]) -> T | None:
                     await task
 
 
+@dataclass
+class Answering:
+    """A request that is being answered.
+
+    Attributes:
+        prompt_tokens: Of all its prompts together.
+    """
+
+    server: Server
+    model: Served
+    writing: Writing
+    prompt_tokens: int
+
+    def frame(self, prefix: str, kind: str) -> dict[str, Any]:
+        """The fields that whole answers and chunks begin with.
+
+        Args:
+            prefix: What its id begins with.
+            kind: OpenAI's name for what it is.
+        """
+        return {
+            "id": f"{prefix}-{secrets.token_hex(12)}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": self.model.name,
+        }
+
+    def usage(self, written: int) -> dict[str, int]:
+        """Tokens read and written."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": written,
+            "total_tokens": self.prompt_tokens + written,
+        }
+
+
 async def finished(server: Server, writing: Writing) -> list[Step]:
     """The last step of every reply, in order.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from instar.serving.asking import (
     ERRORS,
+    Answering,
     Here,
     Server,
     aside,
@@ -31,10 +31,9 @@ from instar.serving.openai_replies import ChatReply
 from instar.serving.openai_types import ChatRequest
 from instar.serving.reasoning import Thinking, begun
 from instar.serving.screening import ScreenedText, screen_prompt
-from instar.serving.served import Served
 from instar.serving.token_words import chat_logprobs
 from instar.serving.tools import Call, CallParser
-from instar.serving.worker import Step, Writing
+from instar.serving.worker import Step
 from instar.tokenizer.chat import prompt_ids
 
 router = APIRouter()
@@ -99,38 +98,15 @@ class Speaker:
 
 
 @dataclass
-class Asked:
+class Asked(Answering):
     """A chat request that is being answered.
 
     Attributes:
-        prompt_tokens: How long the conversation is.
         speakers: One for each reply.
     """
 
     request: ChatRequest
-    server: Server
-    model: Served
-    writing: Writing
-    prompt_tokens: int
     speakers: list[Speaker]
-
-    def frame(self, kind: str) -> dict[str, Any]:
-        """The fields that whole answers and chunks begin with."""
-        return {
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "object": kind,
-            "created": int(time.time()),
-            "model": self.model.name,
-        }
-
-    def usage(self, written: int) -> dict[str, int]:
-        """Tokens read and written."""
-        total = self.prompt_tokens + written
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": written,
-            "total_tokens": total,
-        }
 
     def logprobs(self, step: Step) -> dict[str, Any] | None:
         """The step's tokens, if asked for; none beside a filter, which holds text back."""
@@ -180,7 +156,7 @@ async def _begin(request: ChatRequest, server: Server) -> Asked:
     server.metrics.tokens.labels(model.name, "prompt").inc(len(prompt))
     thinks = begun(model.tokenizer, prompt)
     speakers = [Speaker(thinks, bool(offered), ScreenedText(server.screen)) for _ in asked_for]
-    return Asked(request, server, model, writing, len(prompt), speakers)
+    return Asked(server, model, writing, len(prompt), request, speakers)
 
 
 async def _whole(asked: Asked) -> dict[str, Any]:
@@ -205,12 +181,12 @@ async def _whole(asked: Asked) -> dict[str, Any]:
             }
         )
     usage = asked.usage(sum(len(step.ids) for step in steps))
-    return {**asked.frame("chat.completion"), "choices": choices, "usage": usage}
+    return {**asked.frame("chatcmpl", "chat.completion"), "choices": choices, "usage": usage}
 
 
 async def _chunks(asked: Asked) -> AsyncGenerator[dict[str, Any]]:
     """The answer piece by piece."""
-    frame = asked.frame("chat.completion.chunk")
+    frame = asked.frame("chatcmpl", "chat.completion.chunk")
     options = asked.request.stream_options
     counted = options is not None and options.include_usage
     if counted:

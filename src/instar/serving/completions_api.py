@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from instar.serving.asking import (
     ERRORS,
+    Answering,
     Here,
     Server,
     aside,
@@ -30,30 +29,24 @@ from instar.serving.events import MEDIA_TYPE, EventStream
 from instar.serving.openai_replies import TextReply
 from instar.serving.openai_types import MOST_CHOICES, CompletionRequest
 from instar.serving.screening import ScreenedText, screen_prompt
-from instar.serving.served import Served
 from instar.serving.token_words import text_logprobs
-from instar.serving.worker import Step, Writing
+from instar.serving.worker import Step
 from instar.tokenizer.hf import Tokenizer
 
 router = APIRouter()
 
 
 @dataclass
-class Asked:
+class Asked(Answering):
     """A request that is being answered.
 
     Attributes:
-        prompt_tokens: Of all prompts together.
         echoes: What each reply begins with.
         screens: One for each reply.
         shown: Characters of each reply so far.
     """
 
     request: CompletionRequest
-    server: Server
-    model: Served
-    writing: Writing
-    prompt_tokens: int
     echoes: list[str]
     screens: list[ScreenedText]
     shown: list[int] = field(default_factory=list)
@@ -74,23 +67,6 @@ class Asked:
             why = "stop" if step.finish == "stop" else "length"
             why = "content_filter" if screen.stopped else why
         return {"index": i, "text": text, "logprobs": logprobs, "finish_reason": why}
-
-    def frame(self) -> dict[str, Any]:
-        """The fields that every answer begins with."""
-        return {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": self.model.name,
-        }
-
-    def usage(self, written: int) -> dict[str, int]:
-        """Tokens read and written."""
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": written,
-            "total_tokens": self.prompt_tokens + written,
-        }
 
 
 @router.post(
@@ -142,7 +118,7 @@ async def _begin(request: CompletionRequest, server: Server) -> Asked:
     echoes = [echo for echo in echoes for _ in range(samples)]
     screens = [ScreenedText(server.screen) for _ in asked_for]
     shown = [len(echo) for echo in echoes]
-    return Asked(request, server, model, writing, count, echoes, screens, shown)
+    return Asked(server, model, writing, count, request, echoes, screens, shown)
 
 
 def _prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[list[int]]:
@@ -169,12 +145,12 @@ async def _whole(asked: Asked) -> dict[str, Any]:
     for choice, echo in zip(choices, asked.echoes, strict=True):
         choice["text"] = echo + choice["text"]
     usage = asked.usage(sum(len(step.ids) for step in steps))
-    return {**asked.frame(), "choices": choices, "usage": usage}
+    return {**asked.frame("cmpl", "text_completion"), "choices": choices, "usage": usage}
 
 
 async def _chunks(asked: Asked) -> AsyncGenerator[dict[str, Any]]:
     """The answer piece by piece."""
-    frame = asked.frame()
+    frame = asked.frame("cmpl", "text_completion")
     options = asked.request.stream_options
     written = 0
     try:

@@ -61,7 +61,7 @@ class Rate:
             self._buckets = recent
 
 
-class Gate:
+class Door:
     """Lets requests through that have a key, are not too many and not too large.
 
     Args:
