@@ -22,11 +22,20 @@ from instar.lineage import LINEAGE
 from instar.planning import hardware as machines
 from instar.planning.hardware import Hardware
 from instar.planning.page import show
-from instar.planning.prediction import SHARDINGS, Sitting, StagePlan, predict, products
+from instar.planning.prediction import (
+    SHARDINGS,
+    Sitting,
+    StagePlan,
+    item_bytes,
+    kernel_bytes,
+    predict,
+    products,
+)
 from instar.planning.reckoned import reckoned
 from instar.planning.survey import Survey, sampled_primer
 from instar.planning.thumb import rules
 from instar.planning.trial import Trial
+from instar.planning.whole import tried
 from instar.planning.workload import Workload
 from instar.recipes import known
 from instar.stages.config import StageConfig
@@ -101,7 +110,7 @@ def plan(
     memory = psutil.Process().memory_info()
     plans: dict[str, StagePlan] = {}
     met: set[tuple[object, ...]] = set()
-    with surveyed(configs) as survey:
+    with surveyed(configs, hardware.is_cpu) as survey:
         trial = Trial(survey.tokenizer)
         exams = exams or ExamConfig()
         exam = Sitting(questions(exams, survey), exams.max_new_tokens)
@@ -111,7 +120,7 @@ def plan(
                 continue
             work: Workload = needs(config, survey)
             survey.models[config.out] = work.model
-            before, met = met, met | products(work) | (exam.products if work.speaks else set())
+            before, met = met, met | products(work)
             if only and name not in only:
                 continue
             if not hardware.is_cpu:
@@ -122,13 +131,14 @@ def plan(
                 )
                 continue
             optimizer, sampled = work.training.optimizer, bool(work.experience)
-            speed = trial.speed(work.model, optimizer, sampled)
+            speed = tried(work, trial.speed(work.model, optimizer, sampled))
             # The libraries' code counts once it has been used, which the trial has done.
             touched = getattr(psutil.Process().memory_info(), "shared", 0)
             base = memory.rss + touched - getattr(memory, "shared", 0)
             alone = predict(work, speed, hardware, base_bytes=base)
             life = predict(work, speed, hardware, base_bytes=base, met=before)
-            sat = exam.memory(work.model, base, len(met)) if work.speaks else 0.0
+            kernels = kernel_bytes(len(met), item_bytes(work, hardware))
+            sat = exam.memory(work.model, base, kernels) if work.speaks else 0.0
             plans[name] = StagePlan(work, {"ddp": alone}, max(life.memory_bytes, sat))
     return plans
 
@@ -140,14 +150,14 @@ def questions(exams: ExamConfig, survey: Survey) -> list[int]:
 
 
 @contextmanager
-def surveyed(configs: dict[str, StageConfig]) -> Iterator[Survey]:
+def surveyed(configs: dict[str, StageConfig], on_cpu: bool) -> Iterator[Survey]:
     """The life's data if it has any, else a small sample of the primer and a tokenizer of it."""
     data = next((c for c in configs.values() if isinstance(c, DataConfig)), DataConfig())
     tokenizer = next((c for c in configs.values() if isinstance(c, TokenizerConfig)), None)
     scale = max(1.0, data.primer.conversations / SAMPLE_CONVERSATIONS)
     run = next(iter(configs.values())).run
     if (run / "tokenizer").is_dir() and (tokenizer is None or (run / "data").is_dir()):
-        yield Survey(run, every=round(scale))
+        yield Survey(run, every=round(scale), on_cpu=on_cpu)
         return
     with TemporaryDirectory() as folder:
         sample = type(data.primer)(**sampled_primer(data.primer.model_dump(), scale))
@@ -157,7 +167,7 @@ def surveyed(configs: dict[str, StageConfig]) -> Iterator[Survey]:
         trained = tokenizer or TokenizerConfig()
         small = here | {"vocab_size": min(trained.vocab_size, SAMPLE_VOCABULARY)}
         STAGES["tokenizer"].run(trained.model_copy(update=small), quiet)
-        yield Survey(Path(folder), scale=scale, vocab_size=trained.vocab_size)
+        yield Survey(Path(folder), scale=scale, vocab_size=trained.vocab_size, on_cpu=on_cpu)
 
 
 def costs(run: Path, stages: list[str]) -> dict[str, Any]:

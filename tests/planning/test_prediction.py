@@ -124,14 +124,23 @@ def test_products_count_shapes_once(work: Workload) -> None:
     assert products(wider) > products(work), "a superset"
 
 
+def test_kernels_are_kept_for_half_precision_only(work: Workload) -> None:
+    cpu = replace(ACCELERATORS["H100"], name="cpu")
+    found = {}
+    for precision in ("bfloat16", "float32"):
+        training = work.training.model_copy(update={"precision": precision})
+        found[precision] = predict(replace(work, training=training), speed_of(), cpu).memory
+    assert found["bfloat16"]["kernels"] == KERNEL_BYTES * len(products(work))
+    assert found["bfloat16"]["casts"] == 2 * work.model.parameters()
+    assert not {"kernels", "casts"} & found["float32"].keys()
+
+
 def test_an_exam_holds_its_cache_and_what_the_library_remembers(shape: ModelConfig) -> None:
     exam = Sitting([10] * 300, max_new_tokens=6)
-    # Both batches have the same longest question; the first token needs no step.
-    assert len(exam.products) == 2 * 5
     cache = 256 * 16 * (3 * 2 * 2 * 8 * 4)
     weights = 4 * (shape.parameters() + shape.matrix_parameters())
-    expected = 1e8 + SLACK * (weights + cache + 100 * KERNEL_BYTES)
-    assert exam.memory(shape, base_bytes=1e8, kernels=100) == pytest.approx(expected)
+    expected = 1e8 + SLACK * (weights + cache + 1e6)
+    assert exam.memory(shape, base_bytes=1e8, kernels=1e6) == pytest.approx(expected)
 
 
 def test_rules_of_thumb_by_hand(shape: ModelConfig) -> None:

@@ -82,3 +82,5 @@ def test_replies_to_one_prompt_share_it_as_in_the_source() -> None:
     assert [len(part.input_ids) for part in parts] == [extent.rows for extent in step]
     assert [int(part.mask.sum()) for part in parts] == [extent.learnt for extent in step]
     assert [part.input_ids.shape[1] for part in parts] == [extent.width for extent in step]
+    (alone,) = rollout_steps(made, config, 1.0, model, folds=False)
+    assert sum(extent.rows for extent in alone) == 16

@@ -64,7 +64,7 @@ def test_this_machine_is_tried(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_what_is_there_is_looked_at(life: Path) -> None:
     """The rows of a life's own files, every one of them where they are few."""
-    with verb.surveyed(smoke(life)) as survey:
+    with verb.surveyed(smoke(life), on_cpu=True) as survey:
         assert survey.run == life
         needs = STAGES["sft"].needs
         assert needs is not None

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from instar.model.config import ModelConfig
 from instar.objectives.functional import CHUNK, GRAIN, KEPT_LOGITS
 from instar.planning.hardware import Hardware
 from instar.planning.speed import Speed
 from instar.planning.workload import Experience, Extent, Workload
+from instar.training.precision import resolve
 
 Sharding = Literal["ddp", "zero2", "zero3"]
 SHARDINGS: tuple[Sharding, ...] = ("ddp", "zero2", "zero3")
@@ -18,7 +21,8 @@ SHARDINGS: tuple[Sharding, ...] = ("ddp", "zero2", "zero3")
 the batch; gradients and optimizer state as well; the weights too, as FSDP does."""
 
 KERNEL_BYTES = 540 * 2**10
-"""What oneDNN keeps of every shape of product that it has met, measured (torch 2.13)."""
+"""What oneDNN keeps of every shape of bfloat16 product that it has met, measured (torch 2.13);
+float32 products are not its own."""
 MOST_KERNELS = 1024
 """So many shapes it remembers (its ONEDNN_PRIMITIVE_CACHE_CAPACITY)."""
 SLACK = 1.7
@@ -28,9 +32,6 @@ EXAM_ROWS = 256
 """Replies that an exam writes side by side (``evaluation.exams``)."""
 RECORD_BYTES = 5
 """Bytes of memory for a byte of text, once it is Python's objects and token ids; measured."""
-ENCODING_BYTES = 30
-"""The same while a batch of text is tokenised: `tokenizers` notes every token's place. What is
-freed lies between what stays, in pieces too small for tensors; measured."""
 CONTEXT_BYTES = 1.5e9
 """CUDA's context, libraries' workspaces and fragmentation on an accelerator; an assumption."""
 
@@ -96,13 +97,13 @@ def predict(
         met: Shapes of products that earlier stages of this process have met.
     """
     whole, work = work, work.shared(hardware.world_size)
-    memory = _state(work, hardware, sharding)
-    memory |= {"activations": _activations(work, speed), "kv cache": _cache(work)}
+    size = item_bytes(work, hardware)
+    memory = _state(work, hardware, sharding, size)
+    memory |= {"activations": _activations(work, speed), "kv cache": _cache(work, size)}
     if hardware.is_cpu:
-        memory["kernels"] = KERNEL_BYTES * min(MOST_KERNELS, len(products(work) | met))
+        memory["kernels"] = kernel_bytes(len(products(work) | met), size)
         memory["data"] = RECORD_BYTES * work.text_bytes
         memory["kept when freed"] = (SLACK - 1) * sum(memory.values())
-        memory["tokenising"] = ENCODING_BYTES * work.batched_bytes
     memory["framework"] = base_bytes
     model = work.model
     mean_width = _mean(extent.width for step in work.steps for extent in step)
@@ -116,7 +117,19 @@ def _mean(values: Iterator[float]) -> float:
     return sum(found) / len(found)
 
 
-def _state(work: Workload, hardware: Hardware, sharding: Sharding) -> dict[str, float]:
+def item_bytes(work: Workload, hardware: Hardware) -> int:
+    """Bytes of a number that matrices are multiplied in."""
+    device = torch.device("cpu" if hardware.is_cpu else "cuda")
+    asked = work.training.precision
+    return 2 if asked == "auto" and not hardware.is_cpu else resolve(asked, device).itemsize
+
+
+def kernel_bytes(shapes: int, size: int) -> float:
+    """What oneDNN remembers of so many shapes of products of numbers of ``size`` bytes."""
+    return KERNEL_BYTES * min(MOST_KERNELS, shapes) if size == 2 else 0.0
+
+
+def _state(work: Workload, hardware: Hardware, sharding: Sharding, size: int) -> dict[str, float]:
     """Weights, gradients and optimizer state of one device."""
     model, n = work.model, hardware.world_size
     parameters = model.parameters()
@@ -127,11 +140,11 @@ def _state(work: Workload, hardware: Hardware, sharding: Sharding) -> dict[str, 
         moments -= 4 * blocks  # one momentum instead of two moments
     whole = 1 if sharding == "zero3" else n
     split = n if sharding == "ddp" else 1
-    # Products read a copy in two bytes; sharded, one block at a time is whole.
-    copies = 2 * parameters if sharding != "zero3" else 2 * 2 * blocks / model.num_hidden_layers
+    # Products read a copy in their own format; sharded, one block at a time is whole.
+    copied = parameters if sharding != "zero3" else 2 * blocks / model.num_hidden_layers
     state = {
         "weights": 4 * parameters * (work.learners + work.frozen) * whole / n,
-        "casts": copies,
+        "casts": size * copied if size < 4 else 0.0,
         "gradients": 4 * parameters * work.learners * split / n,
         "optimizer": moments * work.learners * split / n,
     }
@@ -157,23 +170,24 @@ def _activations(work: Workload, speed: Speed) -> float:
     return work.learners * work.model.num_hidden_layers * kept + head + backward
 
 
-def _cache(work: Workload) -> float:
-    """Keys and values of the largest rollout."""
+def _cache(work: Workload, size: int) -> float:
+    """What the engine holds for the largest rollout: its own copy of the matrices, and a cache."""
     sizes = [len(one.replies) * (max(one.prompts) + max(one.replies)) for one in work.experience]
     if not sizes:
         return 0.0
-    return 4 * work.model.matrix_parameters() + cache_bytes(work.model, max(sizes))
+    return engine_bytes(work.model, max(sizes), size)
 
 
-def cache_bytes(model: ModelConfig, columns: int) -> float:
-    """Keys and values in float32.
+def engine_bytes(model: ModelConfig, columns: int, size: int) -> float:
+    """The engine's copy of the matrices, laid out for writing, and its keys and values.
 
     Args:
         model: The shape.
         columns: Tokens of all rows together.
+        size: Bytes of a number.
     """
-    column = 2 * 4 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
-    return column * columns
+    column = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
+    return size * (model.matrix_parameters() + column * columns)
 
 
 @dataclass(frozen=True)
@@ -188,28 +202,18 @@ class Sitting:
     questions: list[int]
     max_new_tokens: int
 
-    @property
-    def products(self) -> set[tuple[object, ...]]:
-        """Shapes that are met if no row ends early: attention has two for every new token."""
-        longest = sorted(self.questions, reverse=True)[::EXAM_ROWS]
-        columns = {prompt + new for prompt in longest for new in range(1, self.max_new_tokens)}
-        rows = min(EXAM_ROWS, len(self.questions))
-        return {("decoding", (rows, size), part) for size in columns for part in range(2)}
-
-    def memory(self, model: ModelConfig, base_bytes: float, kernels: int) -> float:
+    def memory(self, model: ModelConfig, base_bytes: float, kernels: float) -> float:
         """Bytes of the process on a CPU while replies are written.
 
         Args:
             model: Shape of the model.
             base_bytes: Memory of the process before it has a model.
-            kernels: Shapes that the process has met by then.
+            kernels: Bytes that oneDNN remembers by then.
         """
         rows = min(EXAM_ROWS, len(self.questions))
         columns = rows * (max(self.questions, default=0) + self.max_new_tokens)
-        # The engine writes with a copy of the matrices, laid out for that.
-        weights = 4 * (model.parameters() + model.matrix_parameters())
-        held = weights + cache_bytes(model, columns)
-        return base_bytes + SLACK * (held + KERNEL_BYTES * min(MOST_KERNELS, kernels))
+        held = 4 * model.parameters() + engine_bytes(model, columns, 4)
+        return base_bytes + SLACK * (held + kernels)
 
 
 def products(work: Workload) -> set[tuple[object, ...]]:
@@ -228,9 +232,7 @@ def products(work: Workload) -> set[tuple[object, ...]]:
     for extent in work.validation:
         met |= {(shape, extent.tokens, 0) for shape in linear}
         met |= {("attention", (extent.rows, extent.width), part) for part in range(2)}
-    sampled = {size for one in work.experience for size in decoding(one)}
-    met |= {(shape, rows, 0) for rows, _ in sampled for shape in linear}
-    return met | {("decoding", size, part) for size in sampled for part in range(2)}
+    return met
 
 
 def _seconds(
@@ -245,9 +247,9 @@ def _seconds(
         sum(reading_s(work, speed, e) for e in step) for step in work.steps
     )
     seconds = {
-        "learning": steps * learn,
+        "learning": steps * learn * speed.whole,
         "annotating": steps * read,
-        "optimizer": steps * work.learners * speed.update / (n if divided else 1),
+        "optimizer": steps * work.learners * speed.update * speed.whole / (n if divided else 1),
     }
     if work.experience:
         count = steps / work.experience[0].steps

@@ -48,7 +48,8 @@ class Speed:
         update: Seconds of one optimizer step of one model.
         saved: Bytes that a block keeps for the backward pass.
         head_saved: Bytes that the head keeps, a token with a target.
-        kernel: Seconds to choose the kernels of a new number of tokens.
+        whole: Seconds of whole steps of a stage over the sum of their parts'.
+        kernel: Seconds to choose the kernels of a micro-batch of a new shape.
         read: Seconds to read and tokenise a byte of text.
     """
 
@@ -62,5 +63,6 @@ class Speed:
     update: float
     saved: Line
     head_saved: Line
+    whole: float = 1.0
     kernel: float = 0.0
     read: float = 0.0

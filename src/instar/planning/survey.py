@@ -32,14 +32,21 @@ class Survey:
         every: Only each so manyth record is looked at; counts are for all of them.
         scale: How many times larger the whole data is than what lies in ``run``.
         vocab_size: Tokens of the tokenizer that the life will have; that of ``run`` by default.
+        on_cpu: Whether stages will run on a processor.
     """
 
     def __init__(
-        self, run: Path, every: int = 1, scale: float = 1.0, vocab_size: int | None = None
+        self,
+        run: Path,
+        every: int = 1,
+        scale: float = 1.0,
+        vocab_size: int | None = None,
+        on_cpu: bool = True,
     ) -> None:
         self.run, self.every, self.scale = run, every, scale
         self.tokenizer = Tokenizer.load(run / "tokenizer")
         self.vocab_size = vocab_size or self.tokenizer.vocab_size
+        self.on_cpu = on_cpu
         self.repeat = 1
         self.models: dict[Path, ModelConfig] = {}
 
@@ -113,13 +120,9 @@ class Survey:
         records = self.records(paths, ("messages",))
         return [len(prompt_ids(self.tokenizer, record["messages"])) for record in records]
 
-    def text_bytes(self, *paths: Path, most: int = NO_LIMIT) -> int:
-        """Size of some files, or of their first ``most`` records."""
-        whole = self.scale * sum(path.stat().st_size for path in self.found(paths))
-        if most == NO_LIMIT or not paths:
-            return round(whole)
-        records = self.scale * len(read_all(self.found(paths), ()))
-        return round(whole * min(1.0, most / records))
+    def text_bytes(self, *paths: Path) -> int:
+        """Size of some files."""
+        return round(self.scale * sum(path.stat().st_size for path in self.found(paths)))
 
     def model(self, directory: Path) -> ModelConfig:
         """Shape of the model that a stage begins with.

@@ -24,9 +24,7 @@ from instar.training.precision import autocast, resolve
 
 
 class Trial:
-    """Tries this machine: some blocks, the head, the optimizer, decoding; each only once.
-
-    Once, because the second time oneDNN has its kernels, and what choosing them took is not seen.
+    """Tries the parts of models on this machine: blocks, head, optimizer, decoding; each once.
 
     Args:
         tokenizer: The life's.
@@ -66,7 +64,7 @@ class Trial:
 def _try_parts(model: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype) -> Speed:
     """What does not depend on the stage."""
     with autocast(dtype, torch.device("cpu")):
-        block, reading, saved, kernel = _try_block(model)
+        block, reading, saved = _try_block(model)
         ends = _try_ends(model)
         head, head_reading, head_saved = _try_head(model)
     return Speed(
@@ -80,7 +78,6 @@ def _try_parts(model: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype) -> 
         update=0.0,
         saved=saved,
         head_saved=head_saved,
-        kernel=kernel,
         read=_try_reading(tokenizer),
     )
 
@@ -100,8 +97,8 @@ SHAPES = ((8, 32), (64, 32), (8, 256))
 """Rows and widths that a block is tried with."""
 
 
-def _try_block(model: ModelConfig) -> tuple[Line, Line, Line, float]:
-    """Seconds forward and backward, forward alone, bytes kept, seconds to choose kernels.
+def _try_block(model: ModelConfig) -> tuple[Line, Line, Line]:
+    """Seconds forward and backward, forward alone, bytes kept.
 
     Several blocks, as far as the model has them: what one keeps must leave the cache for the next.
     """
@@ -109,7 +106,6 @@ def _try_block(model: ModelConfig) -> tuple[Line, Line, Line, float]:
     decoder = decoder_of(model.model_copy(update={"num_hidden_layers": layers}))
     blocks = decoder.blocks
     points: list[list[tuple[float, float, float]]] = [[], [], []]
-    chosen = []
     for rows, width in SHAPES:
         x = torch.randn(rows, width, model.hidden_size, requires_grad=True)
         positions = torch.arange(width)[None]
@@ -124,9 +120,8 @@ def _try_block(model: ModelConfig) -> tuple[Line, Line, Line, float]:
             out = forward()
             out.backward(torch.ones_like(out))
 
-        first = _timed(both, times=1)
+        both()
         again = _timed(both)
-        chosen.append(first - again)
         with torch.no_grad():
             forward()
             alone = _timed(forward)
@@ -134,8 +129,7 @@ def _try_block(model: ModelConfig) -> tuple[Line, Line, Line, float]:
         for line, value in zip(points, (again, alone, kept), strict=True):
             line.append((rows * width, width, value / len(blocks)))
     block_s, reading_s, saved = (Line.through(*line) for line in points)
-    # The first shape also loads the library's code.
-    return block_s, reading_s, saved, max(0.0, median(chosen))
+    return block_s, reading_s, saved
 
 
 def saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> int:

@@ -83,7 +83,6 @@ class Workload:
         experience: Typical rollouts; none where nothing is sampled.
         validation: Batches of one validation.
         text_bytes: Text that is read and tokenised before the first step.
-        batched_bytes: As much of it as is tokenised in one go.
         speaks: Whether the model that is kept writes text, and sits exams that ask for it.
     """
 
@@ -96,7 +95,6 @@ class Workload:
     experience: list[Experience] = field(default_factory=list)
     validation: Step = field(default_factory=list)
     text_bytes: int = 0
-    batched_bytes: int = 0
     speaks: bool = True
 
     def shared(self, ranks: int) -> Workload:
@@ -209,15 +207,20 @@ def rollouts(
 
 
 def rollout_steps(
-    made: Sequence[Experience], config: RolloutConfig, kept: float, model: ModelConfig
+    made: Sequence[Experience],
+    config: RolloutConfig,
+    kept: float,
+    model: ModelConfig,
+    folds: bool = True,
 ) -> list[Step]:
-    """What is learnt from rollouts: replies to one prompt may share rows, as in the source.
+    """What is learnt from rollouts.
 
     Args:
         made: The rollouts.
         config: How they are cut.
         kept: Share of the replies that is learnt from.
         model: Who learns.
+        folds: Whether replies to one prompt may share rows, as the source has it on a processor.
     """
     rng = np.random.default_rng(0)
     steps: list[Step] = []
@@ -228,12 +231,16 @@ def rollout_steps(
         for _ in range(config.epochs):
             order = rng.permutation(taught)
             for part in np.array_split(order, min(config.minibatches, len(order))):
-                steps.append(_learnt(experience, np.sort(part), config, model))
+                steps.append(_learnt(experience, np.sort(part), config, model, folds))
     return list(islice(steps, TYPICAL_STEPS))
 
 
 def _learnt(
-    experience: Experience, part: np.ndarray, config: RolloutConfig, model: ModelConfig
+    experience: Experience,
+    part: np.ndarray,
+    config: RolloutConfig,
+    model: ModelConfig,
+    folds: bool,
 ) -> Step:
     """What the source makes of some replies, by rising number."""
     asked, own = part // config.samples, np.array(experience.replies)[part]
@@ -241,7 +248,7 @@ def _learnt(
     groups = [range(a, b) for a, b in pairwise(starts)]
     # A reply's first token is predicted from the prompt's last one, which is not shared.
     shared = np.array(experience.prompts)[asked] - 1
-    rows, held = partition(groups, shared, own, model, config.micro_batch)
+    rows, held = partition(groups, shared, own, model, config.micro_batch if folds else 1)
     extents = [
         Extent(1, row_tokens(row, shared, own) + 1, int(own[row.start : row.stop].sum()))
         for row in rows

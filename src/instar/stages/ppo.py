@@ -117,7 +117,7 @@ def needs(config: PPOConfig, survey: Survey) -> Workload:
     return Workload(
         model,
         config.training,
-        rollout_steps(made, config.rollout, 1.0, model),
+        rollout_steps(made, config.rollout, 1.0, model, survey.on_cpu),
         learners=2,
         frozen=2,
         experience=made,

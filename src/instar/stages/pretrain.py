@@ -208,7 +208,6 @@ def needs(config: PretrainConfig, survey: Survey) -> Workload:
         [[Extent(n, config.context, n * config.context) for n in rows]],
         validation=cut(sorted(valid, key=len), TOKENS_A_BATCH // max(map(len, valid))),
         text_bytes=survey.text_bytes(*in_memory),
-        batched_bytes=survey.text_bytes(*in_memory),
     )
     return config.keep.needs(work)
 

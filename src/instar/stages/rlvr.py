@@ -114,7 +114,7 @@ def needs(config: RLVRConfig, survey: Survey) -> Workload:
     return Workload(
         model,
         config.training,
-        rollout_steps(made, rollout, kept, model),
+        rollout_steps(made, rollout, kept, model, survey.on_cpu),
         frozen=reference,
         experience=made,
         text_bytes=survey.text_bytes(*config.tasks),

@@ -140,7 +140,7 @@ def _earlier(
 def needs(config: SFTConfig, survey: Survey) -> Workload:
     """What fine-tuning asks of a machine."""
     model = survey.model(config.init)
-    examples, batched = survey.conversations(config.data), 0
+    examples = survey.conversations(config.data)
     # A survey may look at a part of the data; counts are for all of it.
     seen = survey.repeat / (survey.every * survey.scale)
     if config.replay_conversations and not config.keep.ewc_only:
@@ -151,7 +151,6 @@ def needs(config: SFTConfig, survey: Survey) -> Workload:
         longest = model.max_position_embeddings
         count = replayed(config.replay_documents, round(len(examples) / seen))
         documents = survey.documents(config.replay, count)
-        batched = survey.text_bytes(*config.replay, most=count)
         examples += [Extent(1, min(d.width, longest), min(d.learnt, longest)) for d in documents]
     work = Workload(
         model,
@@ -161,7 +160,6 @@ def needs(config: SFTConfig, survey: Survey) -> Workload:
         ),
         validation=cut(survey.whole().conversations(config.valid), config.batch_size),
         text_bytes=survey.text_bytes(*config.data, *config.replay, *config.replay_conversations),
-        batched_bytes=batched,
     )
     return config.keep.needs(work)
 
