@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import psutil
 import tyro
 from rich.console import Console
 
@@ -23,6 +22,8 @@ from instar.planning import hardware as machines
 from instar.planning.hardware import Hardware
 from instar.planning.page import show
 from instar.planning.prediction import (
+    CONTEXT_BYTES,
+    LEFT_BYTES,
     SHARDINGS,
     Sitting,
     StagePlan,
@@ -35,7 +36,7 @@ from instar.planning.reckoned import reckoned
 from instar.planning.survey import Survey, sampled_primer
 from instar.planning.thumb import rules
 from instar.planning.trial import Trial
-from instar.planning.whole import tried
+from instar.planning.whole import process_bytes, tried
 from instar.planning.workload import Workload
 from instar.recipes import known
 from instar.stages.config import StageConfig
@@ -107,7 +108,7 @@ def plan(
     for name in only or ():
         if name not in configs:
             raise UserError(f"this life has no stage {name!r}", f"It has: {', '.join(configs)}.")
-    memory = psutil.Process().memory_info()
+    base = process_bytes() if hardware.is_cpu else CONTEXT_BYTES
     plans: dict[str, StagePlan] = {}
     met: set[tuple[object, ...]] = set()
     with surveyed(configs, hardware.is_cpu) as survey:
@@ -132,14 +133,12 @@ def plan(
                 continue
             optimizer, sampled = work.training.optimizer, bool(work.experience)
             speed = tried(work, trial.speed(work.model, optimizer, sampled))
-            # The libraries' code counts once it has been used, which the trial has done.
-            touched = getattr(psutil.Process().memory_info(), "shared", 0)
-            base = memory.rss + touched - getattr(memory, "shared", 0)
             alone = predict(work, speed, hardware, base_bytes=base)
             life = predict(work, speed, hardware, base_bytes=base, met=before)
             kernels = kernel_bytes(len(met), item_bytes(work, hardware))
             sat = exam.memory(work.model, base, kernels) if work.speaks else 0.0
-            plans[name] = StagePlan(work, {"ddp": alone}, max(life.memory_bytes, sat))
+            in_life = LEFT_BYTES + max(life.memory_bytes, sat)
+            plans[name] = StagePlan(work, {"ddp": alone}, in_life)
     return plans
 
 

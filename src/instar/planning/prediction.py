@@ -32,6 +32,8 @@ EXAM_ROWS = 256
 """Replies that an exam writes side by side (``evaluation.exams``)."""
 RECORD_BYTES = 5
 """Bytes of memory for a byte of text, once it is Python's objects and token ids; measured."""
+LEFT_BYTES = 120 * 2**20
+"""What earlier stages of a life leave in its process: pieces too small to give back; measured."""
 CONTEXT_BYTES = 1.5e9
 """CUDA's context, libraries' workspaces and fragmentation on an accelerator; an assumption."""
 

@@ -242,10 +242,8 @@ def _try_decoding(
                     engine.generate(prompts, Sampling(), stopping)
 
             write(2)
-            began = time.perf_counter()
-            write(1)
-            prefill = time.perf_counter() - began
-            spent.append((_timed(lambda write=write: write(1 + steps), 1) - prefill) / steps)
+            prefill = _timed(lambda write=write: write(1))
+            spent.append((_timed(lambda write=write: write(1 + steps)) - prefill) / steps)
         layer = max(0.0, spent[1] - spent[0])
         points[0].append((rows, width + steps / 2, layer))
         points[1].append((rows, width + steps / 2, max(0.0, spent[0] - layer)))

@@ -9,16 +9,18 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import psutil
 import torch
 
 from instar.data.batch import IGNORE, Batch
-from instar.model import CausalLM
+from instar.memory import release_freed_memory
+from instar.model import CausalLM, ModelConfig
 from instar.objectives.base import Loss, Objective
 from instar.objectives.language import batch_logprobs
 from instar.planning.prediction import learning_s
-from instar.planning.speed import Speed
+from instar.planning.speed import Line, Speed
 from instar.planning.workload import Extent, Step, Workload
-from instar.training.loop import accumulate
+from instar.training.loop import TrainingConfig, accumulate
 from instar.training.meter import Meter
 from instar.training.optimizer import Optimizers
 from instar.training.parallel import Learner
@@ -87,6 +89,19 @@ def tried(work: Workload, speed: Speed) -> Speed:
     torch.set_rng_state(generator)
     kernel = max(0.0, choosing / max(1, len(met) - known))
     return replace(speed, whole=spent / parts, kernel=kernel)
+
+
+def process_bytes() -> int:
+    """Memory of a process on a CPU that has trained, and has no model any more.
+
+    All code that training uses is loaded by then: a tiny model has taken a step.
+    """
+    tiny = ModelConfig(vocab_size=64, hidden_size=64, num_hidden_layers=1)
+    part = Line(1.0)
+    speed = Speed(*[part] * 7, update=1.0, saved=part, head_saved=part)
+    tried(Workload(tiny, TrainingConfig(steps=1), [[Extent(1, 8, 8)]]), speed)
+    release_freed_memory()
+    return psutil.Process().memory_info().rss
 
 
 def typical(steps: list[Step]) -> list[Step]:

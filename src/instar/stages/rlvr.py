@@ -101,14 +101,16 @@ def needs(config: RLVRConfig, survey: Survey) -> Workload:
     """What RLVR asks of a machine.
 
     How many tasks will be undecided nobody knows before. If their difficulties were spread evenly,
-    n samples would agree by chance in 2 of n + 1 cases.
+    n samples would agree by chance in 2 of n + 1 cases. Nor how long answers will be: those that
+    are worked out win, so they are taken to be as long as the longer half of the taught ones.
     """
     rollout, steps = config.rollout, config.training.steps
     reference = int(config.kl_weight > 0)
     on_policy = rollout.epochs * rollout.minibatches == 1
-    prompts, replies = survey.prompts(config.tasks), survey.taught_replies()
+    prompts, replies = survey.prompts(config.tasks), sorted(survey.taught_replies())
     readings = reference + (not on_policy)
-    made = rollouts(prompts, replies, rollout, steps, readings, scorings=0)
+    longer = replies[len(replies) // 2 :]
+    made = rollouts(prompts, longer, rollout, steps, readings, scorings=0)
     kept = 1 - 2 / (rollout.samples + 1) if config.skip_decided and rollout.samples > 1 else 1.0
     model = survey.model(config.init)
     return Workload(
