@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of the steps of each stage")
     parser.add_argument("--out", type=Path, help="directory of the life; a new one by default")
     arguments = parser.parse_args()
+    if arguments.out and arguments.out.exists():
+        parser.error(f"{arguments.out} exists: a life that was begun costs less")
     with tempfile.TemporaryDirectory() as scratch:
         recipe, out = Path(scratch) / "recipe", arguments.out or Path(scratch) / "life"
         shorten(find(arguments.recipe), recipe, arguments.share)
@@ -62,7 +64,7 @@ def shorten(recipe: Path, to: Path, share: float) -> None:
         values = read_yaml(path)
         training = values.get("training", {})
         for name in ("steps", "validate_every"):
-            if name in training:
+            if training.get(name):
                 training[name] = max(1, round(share * training[name]))
         (to / path.name).write_text(yaml.safe_dump(values, allow_unicode=True))
 

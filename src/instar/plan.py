@@ -22,7 +22,6 @@ from instar.planning import hardware as machines
 from instar.planning.hardware import Hardware
 from instar.planning.page import show
 from instar.planning.prediction import (
-    CONTEXT_BYTES,
     LEFT_BYTES,
     SHARDINGS,
     Sitting,
@@ -56,8 +55,9 @@ SAMPLE_VOCABULARY = 4096
 class Arguments:
     """Predict memory and time of every stage of a recipe, before any of them is run.
 
-    On this machine, the parts of the model are tried for some seconds. Other machines are reckoned
-    from their data sheets: then what is printed is an estimate that nobody has checked.
+    On this machine, the parts of the model and some whole steps are tried, half a minute in all.
+    Other machines are reckoned from their data sheets: then what is printed is an estimate that
+    nobody has checked.
     """
 
     recipe: Annotated[str, tyro.conf.Positional] = "mini"
@@ -108,7 +108,7 @@ def plan(
     for name in only or ():
         if name not in configs:
             raise UserError(f"this life has no stage {name!r}", f"It has: {', '.join(configs)}.")
-    base = process_bytes() if hardware.is_cpu else CONTEXT_BYTES
+    base = process_bytes() if hardware.is_cpu else 0
     plans: dict[str, StagePlan] = {}
     met: set[tuple[object, ...]] = set()
     with surveyed(configs, hardware.is_cpu) as survey:
@@ -131,8 +131,8 @@ def plan(
                     work, {s: predict(work, speed, hardware, s) for s in shared}
                 )
                 continue
-            optimizer, sampled = work.training.optimizer, bool(work.experience)
-            speed = tried(work, trial.speed(work.model, optimizer, sampled))
+            speed = trial.speed(work.model, work.training, bool(work.experience))
+            speed = tried(work, speed)
             alone = predict(work, speed, hardware, base_bytes=base)
             life = predict(work, speed, hardware, base_bytes=base, met=before)
             kernels = kernel_bytes(len(met), item_bytes(work, hardware))

@@ -10,6 +10,7 @@ from instar.model import ModelConfig
 from instar.planning import trial
 from instar.planning.trial import saved_bytes
 from instar.tokenizer.hf import Tokenizer, save_tokenizer
+from instar.training.loop import TrainingConfig
 from instar.training.optimizer import OptimizerConfig
 
 
@@ -38,7 +39,8 @@ def test_what_was_tried_is_not_tried_again(
     machine = trial.Trial(Tokenizer.load(tmp_path))
     state = torch.get_rng_state()
     for name, sampled in (("adamw", False), ("muon", False), ("adamw", True), ("adamw", True)):
-        speed = machine.speed(shape, OptimizerConfig(name=name), sampled)  # type: ignore[arg-type]
+        training = TrainingConfig(steps=1, optimizer=OptimizerConfig(name=name))  # type: ignore[arg-type]
+        speed = machine.speed(shape, training, sampled)
         assert speed.update > 0 and speed.saved(64, 8) > 0 and speed.head_saved(10) > 0
         assert (speed.decode_rest(8, 24) > 0) == sampled
     assert tried == ["_try_parts", "_try_update", "_try_update", "_try_decoding"]

@@ -10,7 +10,7 @@ from instar.planning import whole
 from instar.planning.hardware import ACCELERATORS
 from instar.planning.prediction import predict
 from instar.planning.speed import Line, Speed
-from instar.planning.whole import batch_of, tried, typical
+from instar.planning.whole import batch_of, shortened, tried, typical
 from instar.planning.workload import Extent, Workload
 from instar.training.loop import TrainingConfig
 
@@ -28,12 +28,28 @@ def test_typical_steps_are_small_and_large_ones() -> None:
     assert typical(steps[:2]) == [steps[1], steps[0]]
 
 
-def test_a_batch_has_the_size_and_the_targets_that_were_asked_for() -> None:
-    batch = batch_of(Extent(3, 10, 12), vocab_size=50)
-    assert batch.input_ids.shape == (3, 10) and int(batch.input_ids.max()) < 50
+def test_of_a_large_step_some_micro_batches_are_tried() -> None:
+    large, small = Extent(64, 256, 1), Extent(8, 128, 1)
+    assert shortened([large, small]) == [large]
+    assert shortened([small] * 20) == [small] * 8
+
+
+def test_what_would_take_long_is_not_tried(shape: ModelConfig) -> None:
+    slow = replace(SPEED, update=whole.MOST_S + 1)
+    assert tried(work_of(shape, [Extent(4, 8, 4)]), slow) is slow
+
+
+def test_rows_may_be_wider_than_the_context(shape: ModelConfig) -> None:
+    learned = shape.model_copy(update={"family": "gpt2", "num_key_value_heads": 4})
+    assert tried(work_of(learned, [Extent(2, 80, 4)]), SPEED).whole > 0
+
+
+def test_a_batch_has_the_size_and_the_targets_that_were_asked_for(shape: ModelConfig) -> None:
+    batch = batch_of(Extent(3, 10, 12), shape)
+    assert batch.input_ids.shape == (3, 10) and int(batch.input_ids.max()) < 300
     assert batch.mask.sum(dim=1).tolist() == [4, 4, 4]
     assert batch.mask[:, -4:].all(), "a row's last tokens"
-    assert not batch_of(Extent(3, 10, 0), vocab_size=50).mask.any()
+    assert not batch_of(Extent(3, 10, 0), shape).mask.any()
 
 
 @pytest.mark.parametrize("learnt", [20, 0])

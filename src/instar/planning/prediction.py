@@ -21,8 +21,8 @@ SHARDINGS: tuple[Sharding, ...] = ("ddp", "zero2", "zero3")
 the batch; gradients and optimizer state as well; the weights too, as FSDP does."""
 
 KERNEL_BYTES = 540 * 2**10
-"""What oneDNN keeps of every shape of bfloat16 product that it has met, measured (torch 2.13);
-float32 products are not its own."""
+"""What oneDNN keeps of every shape of bfloat16 product that it has met, measured (torch 2.13).
+Training's float32 products are not its own, nor are those of compiled writing."""
 MOST_KERNELS = 1024
 """So many shapes it remembers (its ONEDNN_PRIMITIVE_CACHE_CAPACITY)."""
 SLACK = 1.7
@@ -33,7 +33,8 @@ EXAM_ROWS = 256
 RECORD_BYTES = 5
 """Bytes of memory for a byte of text, once it is Python's objects and token ids; measured."""
 LEFT_BYTES = 120 * 2**20
-"""What earlier stages of a life leave in its process: pieces too small to give back; measured."""
+"""What earlier stages of a life leave in its process, those of data and tokenizer included: pieces
+too small to give back; measured."""
 CONTEXT_BYTES = 1.5e9
 """CUDA's context, libraries' workspaces and fragmentation on an accelerator; an assumption."""
 
@@ -101,7 +102,9 @@ def predict(
     whole, work = work, work.shared(hardware.world_size)
     size = item_bytes(work, hardware)
     memory = _state(work, hardware, sharding, size)
-    memory |= {"activations": _activations(work, speed), "kv cache": _cache(work, size)}
+    # Compiled writing, on a processor, keeps keys and values as it multiplies; others in float32.
+    kept = size if hardware.is_cpu else 4
+    memory |= {"activations": _activations(work, speed), "kv cache": _cache(work, size, kept)}
     if hardware.is_cpu:
         memory["kernels"] = kernel_bytes(len(products(work) | met), size)
         memory["data"] = RECORD_BYTES * work.text_bytes
@@ -172,24 +175,25 @@ def _activations(work: Workload, speed: Speed) -> float:
     return work.learners * work.model.num_hidden_layers * kept + head + backward
 
 
-def _cache(work: Workload, size: int) -> float:
+def _cache(work: Workload, size: int, kept: int) -> float:
     """What the engine holds for the largest rollout: its own copy of the matrices, and a cache."""
     sizes = [len(one.replies) * (max(one.prompts) + max(one.replies)) for one in work.experience]
     if not sizes:
         return 0.0
-    return engine_bytes(work.model, max(sizes), size)
+    return engine_bytes(work.model, max(sizes), size, kept)
 
 
-def engine_bytes(model: ModelConfig, columns: int, size: int) -> float:
+def engine_bytes(model: ModelConfig, columns: int, size: int, kept: int) -> float:
     """The engine's copy of the matrices, laid out for writing, and its keys and values.
 
     Args:
         model: The shape.
         columns: Tokens of all rows together.
-        size: Bytes of a number.
+        size: Bytes of a number of a matrix.
+        kept: Bytes of a number of keys and values.
     """
     column = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
-    return size * (model.matrix_parameters() + column * columns)
+    return size * model.matrix_parameters() + kept * column * columns
 
 
 @dataclass(frozen=True)
@@ -214,12 +218,15 @@ class Sitting:
         """
         rows = min(EXAM_ROWS, len(self.questions))
         columns = rows * (max(self.questions, default=0) + self.max_new_tokens)
-        held = 4 * model.parameters() + engine_bytes(model, columns, 4)
+        held = 4 * model.parameters() + engine_bytes(model, columns, 4, 4)
         return base_bytes + SLACK * (held + kernels)
 
 
 def products(work: Workload) -> set[tuple[object, ...]]:
-    """Different shapes of matrix products that a stage meets; oneDNN keeps a kernel for each."""
+    """Different shapes of products that a stage meets; oneDNN keeps a kernel for each.
+
+    Those in training's format: held-out data is read in float32.
+    """
     model = work.model
     d, f = model.hidden_size, model.intermediate_size
     queries = model.num_attention_heads * model.head_dim
@@ -231,9 +238,9 @@ def products(work: Workload) -> set[tuple[object, ...]]:
     met: set[tuple[object, ...]] = {("head", n, part) for n in heads for part in range(3)}
     met |= {(shape, r * w, part) for r, w in extents for shape in linear for part in range(3)}
     met |= {("attention", extent, part) for extent in extents for part in range(6)}
-    for extent in work.validation:
-        met |= {(shape, extent.tokens, 0) for shape in linear}
-        met |= {("attention", (extent.rows, extent.width), part) for part in range(2)}
+    for batch in (one.batch for one in work.experience):  # frozen models read it
+        met |= {(shape, batch.tokens, 0) for shape in linear}
+        met |= {("attention", (batch.rows, batch.width), part) for part in range(2)}
     return met
 
 

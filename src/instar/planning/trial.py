@@ -1,4 +1,4 @@
-"""This machine's speed, measured: one block, the head, the optimizer, tried for some seconds."""
+"""This machine's speed, measured: a few blocks, the head, the optimizer, writing."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from instar.model.transformer import decoder_of
 from instar.objectives.functional import token_logprobs
 from instar.planning.speed import Line, Speed
 from instar.tokenizer.hf import Tokenizer
+from instar.training.loop import TrainingConfig
 from instar.training.optimizer import OptimizerConfig, Optimizers
 from instar.training.precision import autocast, resolve
 
@@ -32,33 +33,31 @@ class Trial:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self._parts: dict[ModelConfig, Speed] = {}
-        self._decoding: dict[ModelConfig, tuple[Line, Line]] = {}
+        self._parts: dict[tuple[ModelConfig, torch.dtype], Speed] = {}
+        self._decoding: dict[tuple[ModelConfig, torch.dtype], tuple[Line, Line]] = {}
         self._updates: dict[tuple[ModelConfig, str], float] = {}
 
-    def speed(self, model: ModelConfig, optimizer: OptimizerConfig, sampled: bool) -> Speed:
+    def speed(self, model: ModelConfig, training: TrainingConfig, sampled: bool) -> Speed:
         """This machine's speed, after some seconds of trying what was not tried before.
 
         Args:
             model: The shape.
-            optimizer: The rule that moves the weights.
+            training: Says in which format, and which rule moves the weights.
             sampled: Whether the stage samples; if not, decoding is not tried.
         """
-        generator = torch.get_rng_state()
-        dtype = resolve("auto", torch.device("cpu"))
-        key = (model, optimizer.name)
-        if model not in self._parts:
-            self._parts[model] = _try_parts(model, self.tokenizer, dtype)
-        if key not in self._updates:
-            self._updates[key] = _try_update(model, optimizer)
-        speed = replace(self._parts[model], update=self._updates[key])
-        if sampled:
-            if model not in self._decoding:
-                self._decoding[model] = _try_decoding(model, self.tokenizer, dtype)
-            decode, rest = self._decoding[model]
-            speed = replace(speed, decode=decode, decode_rest=rest)
-        torch.set_rng_state(generator)
-        return speed
+        moved = (model, training.optimizer.name)
+        with torch.random.fork_rng(devices=[]):
+            dtype = resolve(training.precision, torch.device("cpu"))
+            computed = (model, dtype)
+            if computed not in self._parts:
+                self._parts[computed] = _try_parts(model, self.tokenizer, dtype)
+            if moved not in self._updates:
+                self._updates[moved] = _try_update(model, training.optimizer)
+            if sampled and computed not in self._decoding:
+                self._decoding[computed] = _try_decoding(model, self.tokenizer, dtype)
+        decode, rest = self._decoding[computed] if sampled else (Line(), Line())
+        update = self._updates[moved]
+        return replace(self._parts[computed], update=update, decode=decode, decode_rest=rest)
 
 
 def _try_parts(model: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype) -> Speed:

@@ -7,6 +7,7 @@ A few typical steps tell how much that is; the parts then tell what all other st
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import psutil
@@ -28,6 +29,10 @@ from instar.training.precision import resolve
 
 TRIED = 4
 """Steps of a stage that are tried, from its smaller ones to its larger ones."""
+MOST_TOKENS = 8192
+"""Of a larger step only so many are tried, in whole micro-batches."""
+MOST_S = 5.0
+"""A step whose parts take longer is not tried: it is all arithmetic, and nobody would wait."""
 
 
 class Synthetic(Objective):
@@ -53,42 +58,53 @@ class Synthetic(Objective):
 
 
 def tried(work: Workload, speed: Speed) -> Speed:
-    """The same speed, held against whole steps of this stage.
+    """The same speed, held against whole steps of this stage, unless they would take too long.
 
     Args:
         work: The stage.
         speed: What the parts of its model take.
     """
-    generator = torch.get_rng_state()
+    alone = replace(work, learners=1)
+
+    def parts(step: Step) -> float:
+        return speed.update + sum(learning_s(alone, speed, extent) for extent in step)
+
+    steps = [shortened(step) for step in typical(work.steps)]
+    if max(map(parts, steps)) > MOST_S:
+        return speed
+    with torch.random.fork_rng(devices=[]):
+        seconds = stepping(work)
+        seconds(steps[-1])  # memory is found once, whatever the stage
+        met = {(extent.rows, extent.width) for extent in steps[-1]}
+        known, spent, choosing = len(met), 0.0, 0.0
+        for step in steps:
+            first, again = seconds(step), seconds(step)
+            spent += again
+            shapes = {(extent.rows, extent.width) for extent in step}
+            choosing += 0.0 if shapes <= met else first - again
+            met |= shapes
+    kernel = max(0.0, choosing / max(1, len(met) - known))
+    return replace(speed, whole=spent / sum(map(parts, steps)), kernel=kernel)
+
+
+def stepping(work: Workload) -> Callable[[Step], float]:
+    """What takes a step of that size with a model of the stage's shape, and tells its seconds."""
     training, device = work.training, torch.device("cpu")
     model = CausalLM(work.model)
     model.model.recompute = training.activation_checkpointing
     dtype = resolve(training.precision, device)
     learner = Learner(Synthetic(model), dtype=dtype)
-    optimizers = Optimizers(learner.objective, training.optimizer)
+    optimizers = Optimizers(learner.objective, training.optimizer, ema=training.ema)
 
     def seconds(step: Step) -> float:
-        batches = [batch_of(extent, work.model.vocab_size) for extent in step]
+        batches = [batch_of(extent, work.model) for extent in step]
         began = time.perf_counter()
         accumulate(learner, batches, Meter(), training.gradient_clip, dtype)
         optimizers.step(0.0)
         optimizers.zero_grad()
         return time.perf_counter() - began
 
-    alone = replace(work, learners=1)
-    steps = typical(work.steps)
-    seconds(steps[-1])  # memory is found once, whatever the stage
-    met = {(extent.rows, extent.width) for extent in steps[-1]}
-    known, spent, parts, choosing = len(met), 0.0, 0.0, 0.0
-    for step in steps:
-        first, again = seconds(step), seconds(step)
-        spent += again
-        parts += speed.update + sum(learning_s(alone, speed, extent) for extent in step)
-        choosing += first - again
-        met |= {(extent.rows, extent.width) for extent in step}
-    torch.set_rng_state(generator)
-    kernel = max(0.0, choosing / max(1, len(met) - known))
-    return replace(speed, whole=spent / parts, kernel=kernel)
+    return seconds
 
 
 def process_bytes() -> int:
@@ -111,10 +127,24 @@ def typical(steps: list[Step]) -> list[Step]:
     return [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(count)]
 
 
-def batch_of(extent: Extent, vocab_size: int) -> Batch:
+def shortened(step: Step) -> Step:
+    """As many of its micro-batches as ``MOST_TOKENS`` has room for, and at least one."""
+    held, tokens = step[:1], step[0].tokens
+    for extent in step[1:]:
+        tokens += extent.tokens
+        if tokens > MOST_TOKENS:
+            break
+        held.append(extent)
+    return held
+
+
+def batch_of(extent: Extent, model: ModelConfig) -> Batch:
     """Random tokens of that size; the targets are each row's last ones, as replies are."""
-    size = (extent.rows, extent.width)
-    targets = torch.randint(vocab_size, size)
+    size, context = (extent.rows, extent.width), model.max_position_embeddings
+    targets = torch.randint(model.vocab_size, size)
     per_row = min(extent.width, -(-extent.learnt // extent.rows))
     targets[:, : extent.width - per_row] = IGNORE
-    return Batch(torch.randint(vocab_size, size), targets)
+    # Rows may be wider than the context: documents share them, and begin anew.
+    positions = torch.arange(extent.width).remainder(context).expand(size)
+    wide = extent.width > context
+    return Batch(torch.randint(model.vocab_size, size), targets, positions if wide else None)
