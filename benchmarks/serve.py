@@ -5,14 +5,16 @@
 A server of a random model (S5 of generate.py, six million parameters) runs in a process of
 its own, as `instar serve` starts it; the clients stream in this one. Every client asks again as
 soon as its answer has ended. A stream stalls when it gives nothing for ten times the median time
-between its pieces, and for two seconds at least. Errors and stalls make the exit status 1. Before
-that, the engine alone answers the same requests, as many at a time, on all cores.
+between its pieces, and for two seconds at least.
+Errors and stalls make the exit status 1. Before each turn of the server, the engine alone answers
+the same requests, as many at a time, on all cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import socket
@@ -172,8 +174,25 @@ def p95(values: list[float]) -> float:
     return statistics.quantiles(values, n=20)[-1] if len(values) > 1 else max(values, default=0)
 
 
+def shown(seen: Seen, took_s: float, bare: float, memory_bytes: int) -> str:
+    """A line of the table."""
+    speed = seen.tokens / took_s
+    return (
+        f"{bare:8.0f} {speed:9.0f} ({speed / bare:.0%})"
+        f" {1e3 * statistics.median(seen.first_s or [0]):15.0f}, {1e3 * p95(seen.first_s):6.0f}"
+        f" {1e3 * statistics.median(seen.gaps_s or [0]):10.1f}, {1e3 * p95(seen.gaps_s):.1f},"
+        f" {1e3 * max(seen.gaps_s, default=0):.0f} {seen.replies:8} {memory_bytes / 2**20:7.0f}"
+    )
+
+
+def stalled(seen: Seen) -> bool:
+    """Whether a stream stood still for long."""
+    usual_s = statistics.median(seen.gaps_s or [0])
+    return max(seen.gaps_s, default=0) > max(STALL_S, 10 * usual_s)
+
+
 def main() -> None:
-    """Measure, print a table, and fail on errors and stalls."""
+    """Measure in turns, print a table, and fail on errors and stalls."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--seconds", type=float, default=15)
@@ -181,42 +200,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="more show whether memory grows")
     options = parser.parse_args()
     failed = False
+    shares: dict[int, list[float]] = {clients: [] for clients in options.clients}
     with tempfile.TemporaryDirectory() as directory:
-        write_model(Path(directory) / "model")
+        model = Path(directory) / "model"
+        write_model(model)
         keep_freed_memory()  # as every command of instar does
-        bare = {n: alone(Path(directory) / "model", n, options.tokens, 5) for n in options.clients}
-        for clients, speed in bare.items():
-            print(f"{clients:7} {speed:9.0f}  the engine alone")
-        server, port = start(Path(directory) / "model")
+        server, port = start(model)
         try:
             process = psutil.Process(server.pid)
             print(
-                "clients  tokens/s (of bare)  first token p50, p95 ms"
+                "clients    bare  tokens/s (of bare)  first token p50, p95 ms"
                 "  gap p50, p95, max ms  replies    MiB"
             )
-            for _ in range(options.rounds):
-                for clients in options.clients:
-                    seen, took_s = asyncio.run(
-                        together(port, clients, options.tokens, options.seconds)
-                    )
-                    gap_s = statistics.median(seen.gaps_s or [0])
-                    longest_s = max(seen.gaps_s, default=0)
-                    failed |= bool(seen.errors) or longest_s > max(STALL_S, 10 * gap_s)
-                    print(
-                        f"{clients:7} {seen.tokens / took_s:9.0f}"
-                        f" ({seen.tokens / took_s / bare[clients]:.0%})"
-                        f" {1e3 * statistics.median(seen.first_s or [0]):15.0f},"
-                        f" {1e3 * p95(seen.first_s):6.0f}"
-                        f" {1e3 * gap_s:10.1f}, {1e3 * p95(seen.gaps_s):.1f},"
-                        f" {1e3 * longest_s:.0f} {seen.replies:8}"
-                        f" {process.memory_info().rss / 2**20:7.0f}",
-                        flush=True,
-                    )
-                    for error in sorted(set(seen.errors))[:3]:
-                        print("  error:", error)
+            for _, clients in itertools.product(range(options.rounds), options.clients):
+                bare = alone(model, clients, options.tokens, 5)
+                seen, took_s = asyncio.run(together(port, clients, options.tokens, options.seconds))
+                shares[clients].append(seen.tokens / took_s / bare)
+                failed |= bool(seen.errors) or stalled(seen)
+                line = shown(seen, took_s, bare, process.memory_info().rss)
+                print(f"{clients:7} {line}", flush=True)
+                for error in sorted(set(seen.errors))[:3]:
+                    print("  error:", error)
         finally:
             server.terminate()
             failed |= server.wait(60) != 0
+    for clients, found in shares.items():
+        print(f"{clients:7} clients: {statistics.median(found):.0%} of the engine alone")
     raise SystemExit(int(failed))
 
 
