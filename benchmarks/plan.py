@@ -2,9 +2,9 @@
 
 The first plan is made before there is any data, as a user would ask for it. A shared machine is
 faster at one time than at another, so a second plan is made afterwards, and the time foreseen is
-the mean of both; the memory is the first one's. With ``--share 0.2`` every
-stage has a fifth of its steps, in the plan and in the life alike: its batches, and so its memory,
-are those of the whole recipe.
+the mean of both; the memory is the first one's. With ``--share 0.2`` every stage has a fifth of its
+steps, in the plan and in the life alike: its batches, and so its memory, are those of the whole
+recipe.
 
     python benchmarks/plan.py --share 0.2
     python benchmarks/plan.py --recipe smoke

@@ -5,9 +5,9 @@
 A server of a random model (S5 of generate.py, six million parameters) runs in a process of
 its own, as `instar serve` starts it; the clients stream in this one. Every client asks again as
 soon as its answer has ended. A stream stalls when it gives nothing for ten times the median time
-between its pieces, and for two seconds at least.
-Errors and stalls make the exit status 1. Before each turn of the server, the engine alone answers
-the same requests, as many at a time, on all cores.
+between its pieces, and for two seconds at least. Errors and stalls make the exit status 1. Before
+each turn of the server, the engine alone answers the same requests, as many at a time, on all
+cores.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from instar.planning import hardware as machines
 from instar.planning.hardware import Hardware
 from instar.planning.page import show
 from instar.planning.prediction import (
+    CONTEXT_BYTES,
     LEFT_BYTES,
     SHARDINGS,
     Sitting,
@@ -108,7 +109,7 @@ def plan(
     for name in only or ():
         if name not in configs:
             raise UserError(f"this life has no stage {name!r}", f"It has: {', '.join(configs)}.")
-    base = process_bytes() if hardware.is_cpu else 0
+    base = process_bytes() if hardware.is_cpu else CONTEXT_BYTES
     plans: dict[str, StagePlan] = {}
     met: set[tuple[object, ...]] = set()
     with surveyed(configs, hardware.is_cpu) as survey:
@@ -121,20 +122,18 @@ def plan(
                 continue
             work: Workload = needs(config, survey)
             survey.models[config.out] = work.model
-            before, met = met, met | products(work)
+            met |= products(work)
             if only and name not in only:
                 continue
             if not hardware.is_cpu:
                 speed = reckoned(work.model, work.training.optimizer, hardware)
                 shared = SHARDINGS if hardware.world_size > 1 else SHARDINGS[:1]
-                plans[name] = StagePlan(
-                    work, {s: predict(work, speed, hardware, s) for s in shared}
-                )
+                found = {s: predict(work, speed, hardware, s, base) for s in shared}
+                plans[name] = StagePlan(work, found)
                 continue
-            speed = trial.speed(work.model, work.training, bool(work.experience))
-            speed = tried(work, speed)
+            speed = tried(work, trial.speed(work.model, work.training, bool(work.experience)))
             alone = predict(work, speed, hardware, base_bytes=base)
-            life = predict(work, speed, hardware, base_bytes=base, met=before)
+            life = predict(work, speed, hardware, base_bytes=base, met=met)
             kernels = kernel_bytes(len(met), item_bytes(work, hardware))
             sat = exam.memory(work.model, base, kernels) if work.speaks else 0.0
             in_life = LEFT_BYTES + max(life.memory_bytes, sat)

@@ -97,7 +97,7 @@ def predict(
         hardware: Where it runs.
         sharding: What several devices split.
         base_bytes: Memory of the process before it has a model.
-        met: Shapes of products that earlier stages of this process have met.
+        met: Shapes of products that this process has met, if there are more than this stage's.
     """
     whole, work = work, work.shared(hardware.world_size)
     size = item_bytes(work, hardware)
