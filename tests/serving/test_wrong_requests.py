@@ -212,8 +212,7 @@ def test_a_client_that_leaves_frees_its_slots(
     with connection(server, stream=stream, n=n, **ENDLESS):
         waiting(lambda: worker.open == n)
     waiting(lambda: worker.open == 0)
-    waiting(lambda: all(engine.idle for engine in worker.engines))
-    assert not worker._jobs
+    waiting(lambda: not worker._jobs and all(engine.idle for engine in worker.engines))
     assert ask(server).status_code == 200
 
 
