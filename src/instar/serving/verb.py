@@ -73,8 +73,7 @@ class Options:
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """What the matrices are kept in: auto is bfloat16 where that is faster, int8 the smallest."""
     threads: int = 0
-    """Cores that the models compute on; 0 leaves one to what is not computing: reading requests
-    and sending replies, to which a small model's writing is no more work than that."""
+    """Cores that the models compute on; 0 is all of them."""
     body_bytes: int = 4 << 20
     """The largest body of a request."""
     safety: bool = False
@@ -145,7 +144,7 @@ def main(argv: list[str]) -> int:
 
     rules = options.rules()
     _check_port(options.host, options.port)
-    torch.set_num_threads(options.threads or max(1, torch.get_num_threads() - 1))
+    torch.set_num_threads(options.threads or torch.get_num_threads())
     sys.setswitchinterval(SWITCH_S)
     models = load(named(options.models), options.precision)
     for model in models:  # takes a while, for which nobody's stream should stand still
