@@ -27,8 +27,9 @@ grow: .venv/run.stamp  ## raise a model through its whole life (OUT=runs/mini)
 smoke: .venv/run.stamp  ## the same in a minute, to see that everything works
 	$(BIN)/instar grow smoke --out runs/smoke
 
-test: .venv/dev.stamp  ## all quick tests
-	$(BIN)/python -m pytest
+# A test computes on one thread; a file's tests share what was made for them.
+test: .venv/dev.stamp  ## all quick tests, on up to four cores
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-slow: .venv/dev.stamp  ## the checks that take minutes
 	$(BIN)/python -m pytest -m slow
