@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -125,20 +125,40 @@ def plan(
             met |= products(work)
             if only and name not in only:
                 continue
-            if not hardware.is_cpu:
+            if hardware.is_cpu:
+                plans[name] = measured(work, trial, hardware, base, met, exam)
+            else:
                 speed = reckoned(work.model, work.training.optimizer, hardware)
                 shared = SHARDINGS if hardware.world_size > 1 else SHARDINGS[:1]
                 found = {s: predict(work, speed, hardware, s, base) for s in shared}
                 plans[name] = StagePlan(work, found)
-                continue
-            speed = tried(work, trial.speed(work.model, work.training, bool(work.experience)))
-            alone = predict(work, speed, hardware, base_bytes=base)
-            life = predict(work, speed, hardware, base_bytes=base, met=met)
-            kernels = kernel_bytes(len(met), item_bytes(work, hardware))
-            sat = exam.memory(work.model, base, kernels) if work.speaks else 0.0
-            in_life = LEFT_BYTES + max(life.memory_bytes, sat)
-            plans[name] = StagePlan(work, {"ddp": alone}, in_life)
     return plans
+
+
+def measured(
+    work: Workload,
+    trial: Trial,
+    hardware: Hardware,
+    base_bytes: float,
+    met: Set[tuple[object, ...]],
+    exam: Sitting,
+) -> StagePlan:
+    """Predict a stage on this machine's processor, whose speed is tried.
+
+    Args:
+        work: The stage.
+        trial: Tries what was not tried for an earlier stage.
+        hardware: This machine.
+        base_bytes: Memory of a process without a model.
+        met: Shapes of products of this stage and all before it.
+        exam: What is asked after the stage.
+    """
+    speed = tried(work, trial.speed(work.model, work.training, bool(work.experience)))
+    alone = predict(work, speed, hardware, base_bytes=base_bytes)
+    life = predict(work, speed, hardware, base_bytes=base_bytes, met=met)
+    kernels = kernel_bytes(len(met), item_bytes(work, hardware))
+    sat = exam.memory(work.model, base_bytes, kernels) if work.speaks else 0.0
+    return StagePlan(work, {"ddp": alone}, LEFT_BYTES + max(life.memory_bytes, sat))
 
 
 def questions(exams: ExamConfig, survey: Survey) -> list[int]:
