@@ -213,4 +213,5 @@ class RolloutSource:
         """Go on in the middle of a rollout."""
         self._number, self._metrics = state["number"], state["metrics"]
         self.sampled = state["sampled"]
-        self._pending = [Batch(**tensors) for tensors in state["pending"]]
+        device = next(self.engine.model.parameters()).device
+        self._pending = [Batch(**tensors).to(device) for tensors in state["pending"]]
