@@ -11,10 +11,13 @@ from torch.nn import functional as F
 from instar.adapters import base
 from instar.adapters.base import put_in
 from instar.adapters.ia3 import IA3Config
+from instar.adapters.lora import LoRAConfig
 from instar.adapters.nf4 import BLOCK, NF4Linear, levels, quantize, stored_bytes
 from instar.adapters.prompt import PromptConfig
 from instar.adapters.slots import Delta, matrix, plain, sizes
 from instar.model import CausalLM
+from instar.objectives.language import NextToken
+from instar.training.parallel import Learner
 
 PAPER = [
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -189,6 +192,15 @@ def test_virtual_tokens_learn_through_it(model: CausalLM, ids: Tensor):
     base.add(model, PromptConfig(num_virtual_tokens=3))
     model(ids).sum().backward()
     assert model.model.prefix.deltas["default"].prompt_embeddings.grad.abs().max() > 0
+
+
+def test_the_state_of_a_run_leaves_the_packed_base_out(model: CausalLM):
+    quantize(model)
+    base.add(model, LoRAConfig(rank=2))
+    learner = Learner(NextToken(model))
+    state = learner.state_dict()
+    assert state and all("lora" in name.lower() for name in state)
+    learner.load_state_dict(state)
 
 
 def test_routers_heads_and_embeddings_stay(model: CausalLM):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from instar.adapters.packed import Packed
 from instar.data.batch import Batch
 from instar.distributed import default_device, largest_over_ranks, world
 from instar.errors import UserError
@@ -56,6 +57,9 @@ class Learner:
             for name, p in objective.named_parameters(remove_duplicate=False)
             if not p.requires_grad
         }
+        for name, module in objective.named_modules(remove_duplicate=False):
+            if isinstance(module, Packed):
+                self._frozen |= {f"{name}.{own}" for own, _ in module.named_buffers()}
         self._sharded = world()[1] > 1 and parallel != "ddp"
         if world()[1] == 1:
             return
