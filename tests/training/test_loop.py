@@ -203,6 +203,14 @@ def test_a_spike_is_refused_once_it_is_known_what_is_usual() -> None:
     assert progress.skipped == 0, "the first steps say little about what is usual"
 
 
+def test_steps_that_teach_nothing_do_not_make_a_spike_of_those_that_do() -> None:
+    """Where most groups of replies are decided, most gradients of RL are zero."""
+    _, progress, _ = walk([0.0] * 200 + [1.0] * 10 + [0.0, 0.0, 0.0, 0.0, 1.0] * 60, steps=510)
+    assert progress.skipped == 0 and progress.usual_norm == pytest.approx(1.0)
+    _, progress, _ = walk([0.0, 1.0] * 60 + [30.0] + [1.0] * 9, steps=130)
+    assert progress.skipped == 1, "there are spikes nevertheless"
+
+
 def test_many_refusals_in_a_row_are_a_divergence() -> None:
     progress = Progress()
     with pytest.raises(Divergence):

@@ -168,12 +168,15 @@ def is_good(norm: float, progress: Progress, config: TrainingConfig) -> bool:
     """Whether a gradient of this length is worth a step; keeps the usual length up to date."""
     if not math.isfinite(norm):
         return False
-    warm = progress.step > 1 / (1 - NORM_MEMORY)
+    if norm == 0:  # no reply was better than its siblings: that says nothing of the others' length
+        return True
+    warm = progress.norms > 1 / (1 - NORM_MEMORY)
     if warm and config.spike and norm > config.spike * progress.usual_norm:
         return False
     # A plain mean at first, then one that forgets.
-    memory = min(NORM_MEMORY, progress.step / (progress.step + 1))
+    memory = min(NORM_MEMORY, progress.norms / (progress.norms + 1))
     progress.usual_norm = memory * progress.usual_norm + (1 - memory) * norm
+    progress.norms += 1
     return True
 
 

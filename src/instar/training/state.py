@@ -40,7 +40,8 @@ class Progress:
         worse: Validations since then.
         skipped: Steps refused because a gradient was not finite or far too long.
         refused: How many of those came last, without a good step between them.
-        usual_norm: Running mean of the gradient's length.
+        usual_norm: Running mean of the gradient's length, where there was any.
+        norms: How many gradients it is the mean of.
         rollbacks: How often the run went back to an earlier state; `skipped` and `best_loss`
             remember what was seen on the way that was given up.
         wall_s: Seconds on the clock, over all sittings.
@@ -57,6 +58,7 @@ class Progress:
     skipped: int = 0
     refused: int = 0
     usual_norm: float = 0.0
+    norms: int = 0
     rollbacks: int = 0
     wall_s: float = 0.0
     cpu_s: float = 0.0
