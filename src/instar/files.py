@@ -29,10 +29,13 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     beside.mkdir()
     try:
         yield beside
+        for written in [*beside.rglob("*"), beside]:
+            settle(written)
         shutil.rmtree(before, ignore_errors=True)
         if target.exists():
             target.rename(before)
         beside.rename(target)
+        settle(target.parent)
     finally:
         if before.exists() and not target.exists():
             before.rename(target)
@@ -61,9 +64,20 @@ def atomic_file(target: Path) -> Iterator[Path]:
     beside = target.with_name(f".{target.name}.writing")
     try:
         yield beside
+        settle(beside)
         os.replace(beside, target)
+        settle(target.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def settle(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk: no power cut undoes them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

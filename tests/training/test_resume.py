@@ -36,7 +36,16 @@ from instar.training.meter import Meter
 from instar.training.optimizer import OptimizerConfig, Optimizers
 from instar.training.parallel import Learner
 from instar.training.schedule import ScheduleConfig
-from instar.training.state import Progress, Saver, WorkDirectory, checksum_of, load_tensors
+from instar.training.state import (
+    Progress,
+    Saver,
+    WorkDirectory,
+    _mark,
+    checksum_of,
+    load_tensors,
+    save_tensors,
+    sweep,
+)
 
 
 class Killed(BaseException):
@@ -271,9 +280,84 @@ def test_a_damaged_state_is_passed_over_with_a_warning(
         load_tensors(p)["progress"]["step"]
         for p in WorkDirectory(tmp_path / "out", "mark").states()
     ]
-    assert kept == [11, 8], "the damaged one is gone"
+    assert kept == [11, 8], "the damaged one does not count"
+    assert [p.name for p in newest.parent.glob("*.damaged")] == [f"{newest.name}.damaged"]
     assert logged_again == logged
     assert all(torch.equal(weight, again[name]) for name, weight in weights.items())
+
+
+def test_without_a_whole_state_nothing_begins_again_by_itself(
+    pretraining: Callable[[], Job], tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        run(pretraining, tmp_path / "out", 10, ctrl_c)
+    for path in WorkDirectory(tmp_path / "out", "mark").states():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"no saved state in .* is whole.*Delete that folder"):
+        run(pretraining, tmp_path / "out")
+
+
+def test_a_state_that_cannot_be_read_now_is_not_damaged(
+    pretraining: Callable[[], Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, _, _ = run(pretraining, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(pretraining, tmp_path / "out", 10, ctrl_c)
+
+    def gone(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("instar.training.state.hash_file", gone)
+        with pytest.raises(OSError, match="Input/output error"):
+            run(pretraining, tmp_path / "out")
+    again, _, _ = run(pretraining, tmp_path / "out")
+    assert all(torch.equal(weight, again[name]) for name, weight in weights.items())
+
+
+def test_damaged_best_weights_are_said_to_be(
+    pretraining: Callable[[], Job], tmp_path: Path
+) -> None:
+    run(pretraining, tmp_path / "out")
+    work = WorkDirectory(tmp_path / "out", "mark")
+    work.best.write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"best\.pt, are damaged.*Delete that file"):
+        run(pretraining, tmp_path / "out")
+    work.best.unlink()
+    run(pretraining, tmp_path / "out")
+
+
+def test_an_unfinished_run_outlives_a_change_of_settings(
+    pretraining: Callable[[], Job], tmp_path: Path
+) -> None:
+    """Another value, or a slip of the pen, must not cost days of work."""
+    with pytest.raises(Interrupted):
+        run(pretraining, tmp_path / "out", 10, ctrl_c)
+    notes: list[str] = []
+    states = [p.name for p in WorkDirectory(tmp_path / "out", "mark", notes.append).states()]
+    assert not notes
+    other = WorkDirectory(tmp_path / "out", "another", notes.append)
+    assert not other.states() and "is kept in" in notes[0]
+    again = WorkDirectory(tmp_path / "out", "mark", notes.append)
+    assert [p.name for p in again.states()] == states and len(notes) == 1
+    # Two who have come far take turns.
+    run(pretraining, tmp_path / "out")
+    for mark in ("another", "mark", "another"):
+        work = WorkDirectory(tmp_path / "out", mark)
+        for number in (1, 2) if not work.states() else ():
+            save_tensors(work.path / f"state-{number:06d}.pt", mark)
+        assert _mark(work.path) == mark
+    assert load_tensors(work.states()[0]) == "another"
+
+
+def test_what_a_finished_run_left_is_swept_away(tmp_path: Path) -> None:
+    work = WorkDirectory(tmp_path / "out", "mark")
+    sweep(tmp_path / "out")
+    assert work.path.exists(), "somebody works there"
+    (work.path / "fingerprint.json").unlink()
+    (work.path / "state-000001.pt").write_bytes(b"much")
+    sweep(tmp_path / "out")
+    assert not work.path.exists()
 
 
 def test_a_state_whose_checksum_was_not_written_does_not_count(

@@ -52,8 +52,11 @@ from instar.training.monitor import Monitor
 from instar.training.optimizer import Optimizers
 from instar.training.parallel import Learner
 from instar.training.precision import Precision, resolve
-from instar.training.state import Progress, Saver, WorkDirectory, load_tensors
+from instar.training.state import Progress, Saver, WorkDirectory, load_best, sweep
 from instar.training.track import Tracker, open_tracker
+
+# What `training.deterministic` needs, and cuBLAS reads at its first product, whoever asks for it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @dataclass
@@ -130,10 +133,11 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
     def run(config: T, display: Display) -> Path:
         out, provenance = config.at(config.out), on_main(config.provenance)
         if on_main(lambda: up_to_date(out, provenance, display)):
+            on_main(lambda: sweep(out))
             return out
         watch = Stopwatch()
         reset_peak_rss()
-        work = on_main(lambda: WorkDirectory(out, provenance["fingerprint"]))
+        work = on_main(lambda: WorkDirectory(out, provenance["fingerprint"], display.note))
         display.stage(config.stage, "getting ready")
         torch.manual_seed(config.seed)
         job = build(config)
@@ -252,7 +256,7 @@ def _train(
                 progress = _roll_back(saver, progress, training, display)
         saver.wait()
     if training.keep_best and on_main(work.best.exists):
-        learner.load_state_dict(load_tensors(work.best))
+        learner.load_state_dict(load_best(work))
     elif optimizers.average:
         optimizers.average.exchange()
     job.finish()
@@ -281,8 +285,6 @@ def prepared(objective: Objective, training: TrainingConfig) -> Objective:
             "training.optimizer.name is adamw8bit, whose moments cannot be sharded",
             "Use adamw, or set training.parallel to ddp.",
         )
-    if training.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(training.deterministic)
     freeze(objective, training.layers.freeze)
     dtype = resolve(training.precision, default_device())

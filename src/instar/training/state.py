@@ -17,13 +17,16 @@ import torch
 
 from instar.data.sources import Source
 from instar.distributed import default_device, is_main, on_main
-from instar.errors import Elsewhere
-from instar.files import read_json, write_json, write_text
+from instar.errors import Elsewhere, UserError
+from instar.files import read_json, settle, write_json, write_text
 from instar.lineage import hash_file
 from instar.model.sharding import each_tensor
 from instar.training.meter import Meter
 from instar.training.optimizer import Optimizers
 from instar.training.parallel import Learner
+
+MARK, STATES = "fingerprint.json", "state-*.pt"
+"""What a run was made with, and where it stood."""
 
 KEPT_STATES = 2
 """So many saved states are kept, in case the newest is damaged."""
@@ -70,19 +73,35 @@ class Progress:
 class WorkDirectory:
     """The folder beside a stage's output in which its unfinished run lives.
 
+    One unfinished run with other settings is kept beside it, and goes on when they are back.
+
     Args:
         out: Where the finished checkpoint will be.
-        fingerprint: Of the config and everything the stage reads; a folder that was left by
-            another config is thrown away.
+        fingerprint: Of the config and everything the stage reads.
+        note: Told of a run that is put aside.
     """
 
-    def __init__(self, out: Path, fingerprint: str) -> None:
+    def __init__(
+        self, out: Path, fingerprint: str, note: Callable[[str], None] = lambda _: None
+    ) -> None:
         self.path = out.with_name(f".{out.name}.work")
-        mark = self.path / "fingerprint.json"
-        if not mark.exists() or read_json(mark) != fingerprint:
-            shutil.rmtree(self.path, ignore_errors=True)
-            self.path.mkdir(parents=True)
-            write_json(mark, fingerprint)
+        if _mark(self.path) == fingerprint:
+            return
+        other, wanted = (self.path.with_name(f"{self.path.name}.{x}") for x in ("other", "wanted"))
+        if _mark(other) == fingerprint:
+            shutil.rmtree(wanted, ignore_errors=True)
+            other.rename(wanted)
+        if _mark(self.path) and len(list(self.path.glob(STATES))) > 1:  # beyond its beginning
+            shutil.rmtree(other, ignore_errors=True)
+            self.path.rename(other)
+            note(f"an unfinished run with other settings is kept in {other}; delete it at will")
+        shutil.rmtree(self.path, ignore_errors=True)
+        if _mark(wanted) == fingerprint:
+            wanted.rename(self.path)
+            return
+        shutil.rmtree(wanted, ignore_errors=True)
+        self.path.mkdir(parents=True)
+        write_json(self.path / MARK, fingerprint)
 
     @property
     def metrics(self) -> Path:
@@ -106,14 +125,26 @@ class WorkDirectory:
 
     def states(self) -> list[Path]:
         """The saved states, newest first; one without its checksum was not written to the end."""
-        found = self.path.glob("state-*.pt")
+        found = self.path.glob(STATES)
         return sorted((path for path in found if checksum_of(path).exists()), reverse=True)
 
     def remove(self) -> None:
         """The run is finished; nothing in here is needed any more."""
         # First what makes the rest count, lest half of it be taken for a run to go on with.
-        (self.path / "fingerprint.json").unlink(missing_ok=True)
+        (self.path / MARK).unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _mark(work: Path) -> str | None:
+    """The fingerprint of what made a folder; none where it is no whole one."""
+    return read_json(work / MARK) if (work / MARK).exists() else None
+
+
+def sweep(out: Path) -> None:
+    """Remove what is left of the folder of a finished run that was killed while it removed it."""
+    work = out.with_name(f".{out.name}.work")
+    if _mark(work) is None:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def checksum_of(path: Path) -> Path:
@@ -168,13 +199,28 @@ def check_tensors(path: Path) -> None:
         raise ValueError("its checksum is wrong")
 
 
-def _read(path: Path, mapped: bool | None = None) -> Any:
-    """Tensors on the CPU; ``mapped`` ones are read from the file when somebody looks at them.
+def load_best(work: WorkDirectory) -> Any:
+    """The weights with the lowest validation loss.
 
-    They are where GPUs take them away, so that the ranks of a node do not each hold a whole state.
+    Raises:
+        UserError: They are damaged.
     """
-    if mapped is None:
-        mapped = default_device().type == "cuda"
+    try:
+        return load_tensors(work.best)
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(
+            f"the best weights, in {work.best}, are damaged ({error})",
+            "Delete that file and run the same command again: the last weights are kept instead.",
+        ) from None
+
+
+def _read(path: Path) -> Any:
+    """Tensors on the CPU.
+
+    Where GPUs take them away they are read from the file when somebody looks at them, so that the
+    ranks of a node do not each hold a whole state.
+    """
+    mapped = default_device().type == "cuda"
     return torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
 
 
@@ -243,13 +289,17 @@ class Saver:
             writing.result()
 
     def _write(self, state: dict[str, Any]) -> None:
+        if self.work.metrics.exists():
+            settle(self.work.metrics)  # no state is to know of rows that a power cut undoes
         before = self.work.states()
         # Numbered, not named by step: a run that went back comes to the same step twice.
         number = 1 + (int(before[0].stem.removeprefix("state-")) if before else 0)
         save_tensors(self.work.path / f"state-{number:06d}.pt", state)
         kept = self.work.states()[:KEPT_STATES]
-        for old in set(self.work.path.glob("state-*.pt")) - set(kept):
-            _remove_state(old)
+        for old in set(self.work.path.glob(STATES)) - set(kept):
+            # The checksum first: a state without one does not count.
+            checksum_of(old).unlink(missing_ok=True)
+            old.unlink(missing_ok=True)
 
     def load(self, warn: Callable[[str], None]) -> Progress | None:
         """Go on from the newest whole state; nothing is changed where there is none.
@@ -257,10 +307,11 @@ class Saver:
         Metrics that were written after that step are cut off: they will be written again.
 
         Args:
-            warn: Told of each damaged state, which is then removed.
+            warn: Told of each damaged state, which is then put aside.
 
         Raises:
-            OSError: As ``wait`` does.
+            OSError: As ``wait`` does; or a state cannot be read, which says nothing about it.
+            UserError: All states are damaged.
         """
         self.wait()
         path = on_main(lambda: self._newest(warn))
@@ -277,24 +328,25 @@ class Saver:
         return progress
 
     def _newest(self, warn: Callable[[str], None]) -> Path | None:
-        """The newest whole state; damaged ones are removed."""
-        for path in self.work.states():
+        """The newest whole state; damaged ones get another name."""
+        found, metrics = self.work.states(), self.work.metrics
+        for path in found:
             try:
                 check_tensors(path)
-                written = _read(path, mapped=True)["progress"]["metrics_bytes"]
-                if written and self.work.metrics.stat().st_size < written:
+                written = _read(path)["progress"]["metrics_bytes"]
+                if written > (metrics.stat().st_size if metrics.exists() else 0):
                     raise ValueError("metrics that belong to it are missing")
                 return path
-            except (ValueError, RuntimeError, OSError, pickle.UnpicklingError) as error:
+            except (ValueError, pickle.UnpicklingError) as error:
                 warn(f"{path} is damaged ({error}); going back to the one before it")
-                _remove_state(path)
+                checksum_of(path).unlink()
+                path.rename(path.with_name(f"{path.name}.damaged"))
+        if found:
+            raise UserError(
+                f"no saved state in {self.work.path} is whole",
+                "Delete that folder to begin again.",
+            )
         return None
-
-
-def _remove_state(path: Path) -> None:
-    """The checksum first: a state without one does not count."""
-    checksum_of(path).unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
 
 
 def _copied(value: Any) -> Any:
