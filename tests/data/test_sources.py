@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from instar.data.batch import Batch
 from instar.data.packing import Row, pad_rows
-from instar.data.sources import Annotated, ExampleSource, PackedSource
+from instar.data.sources import AnnotatedSource, ExampleSource, PackedSource
 from instar.errors import UserError
 
 STREAM = np.arange(1003, dtype=np.uint16)
@@ -151,7 +151,7 @@ def test_annotations_are_made_without_gradients_and_again_after_a_restart() -> N
         calls.append(torch.is_grad_enabled())
         return replace(batch, weight=(batch.input_ids * weight).float())
 
-    source, fresh = (Annotated(sourced(), annotate) for _ in range(2))
+    source, fresh = (AnnotatedSource(sourced(), annotate) for _ in range(2))
     next(source)
     fresh.load_state_dict(source.state_dict())
     for one, other in zip(next(source), next(fresh), strict=True):

@@ -205,7 +205,7 @@ class ExampleSource(StepSource, Generic[T]):
         return rng.permutation(order.reshape(self.batches, self.batch_size))
 
 
-class Annotated:
+class AnnotatedSource:
     """A source whose batches a frozen model has written into.
 
     Args:

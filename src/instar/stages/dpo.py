@@ -14,7 +14,7 @@ from instar.adapters.base import frozen_twin
 from instar.adapters.opening import load_tokenizer
 from instar.config import Config
 from instar.data.batch import Batch
-from instar.data.sources import Annotated as AnnotatedSource
+from instar.data.sources import AnnotatedSource
 from instar.distributed import default_device
 from instar.objectives.language import batch_logprobs
 from instar.objectives.preference import DPO, IPO, ORPO, PairLoss, Pairwise, SimPO

@@ -13,8 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from instar.adapters.base import frozen_twin
 from instar.config import Config
 from instar.data.batch import Batch
-from instar.data.sources import Annotated as AnnotatedSource
-from instar.data.sources import Source
+from instar.data.sources import AnnotatedSource, Source
 from instar.distributed import default_device, world
 from instar.errors import UserError
 from instar.model import CausalLM
