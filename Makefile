@@ -31,8 +31,8 @@ smoke: .venv/run.stamp  ## the same in a minute, to see that everything works
 test: .venv/dev.stamp  ## all quick tests, on up to four cores
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-test-slow: .venv/dev.stamp  ## the checks that take minutes
-	$(BIN)/python -m pytest -m slow
+test-slow: .venv/dev.stamp  ## the checks that take minutes each, on up to four cores
+	$(BIN)/python -m pytest -m slow -n logical --maxprocesses 4 --dist worksteal
 
 # llama.cpp is compiled, which takes a few minutes; the model comes without what it is wrapped in.
 test-exchange: .venv/dev.stamp  ## GGUF files against llama.cpp and a published model
