@@ -43,6 +43,15 @@ def test_it_stops_with_the_run_and_the_next_sitting_adds_to_it(tmp_path: Path) -
     assert len(rows(path)) == count
 
 
+def test_half_a_row_of_an_earlier_sitting_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "resources.jsonl"
+    path.write_text('{"elapsed_s": 2.0}\n{"elapsed_s": 4.0, "cpu_pe', encoding="utf-8")
+    with Monitor(path, period_s=0.05):
+        time.sleep(0.3)
+    first, second, *_ = rows(path)
+    assert first == {"elapsed_s": 2.0} and "cpu_percent" in second
+
+
 def test_a_sample_is_cheap(tmp_path: Path) -> None:
     watch = Monitor(tmp_path / "resources.jsonl")
     began = time.process_time()

@@ -10,6 +10,8 @@ from types import TracebackType
 
 import psutil
 
+from instar.files import whole_lines
+
 PERIOD_S = 2.0
 """Seconds between two samples: one takes well under a millisecond."""
 
@@ -26,7 +28,8 @@ class Monitor:
     of the processor. Times and joules begin anew with each sitting.
 
     Args:
-        path: JSON lines; an earlier sitting's are kept.
+        path: JSON lines; an earlier sitting's are kept, but for half a row at their end, which a
+            power cut or a full disk may leave.
         period_s: Seconds between two rows.
     """
 
@@ -40,6 +43,7 @@ class Monitor:
         self._energy = _read_energy()
 
     def __enter__(self) -> Monitor:
+        whole_lines(self.path)
         self._process.cpu_percent()  # the first call only sets the mark
         self._thread.start()
         return self
