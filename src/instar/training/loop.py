@@ -61,9 +61,9 @@ class TrainingConfig(Config):
     gradient_clip: Annotated[float, Gt(0)] = 1.0
     """Longest gradient; longer ones are scaled down to it."""
     spike: Annotated[float, Ge(0)] = 20.0
-    """A step whose gradient is so many times longer than usual is skipped, as one that is not
-    finite; 0 skips only those. After twenty skipped in a row, the run goes back to the last saved
-    state, at half the rate."""
+    """After 50 steps, which say what is usual, a step whose gradient is so many times longer is
+    skipped, as one that is not finite always is; 0 skips only those. After twenty skipped in a
+    row, the run goes back to the last saved state, at half the rate."""
     ema: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Decay of a running average of the weights, such as 0.99; training goes on with the raw ones,
     and the average is validated and kept. 0 keeps none."""
@@ -95,8 +95,9 @@ class TrainingConfig(Config):
     keep_best: bool = False
     """Whether the checkpoint is the one with the lowest validation loss, not the last."""
     save_every: NonNegative = 0
-    """Steps between two saves of the state from which an interrupted run goes on; it is also
-    saved every minute."""
+    """Steps between two saves of the state from which an interrupted run goes on. It is also saved
+    every minute, or where saving takes more than three seconds, after twenty times as long; 0 adds
+    nothing to that."""
 
     @model_validator(mode="after")
     def _validates(self) -> TrainingConfig:
