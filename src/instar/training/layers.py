@@ -70,9 +70,7 @@ def heights(model: nn.Module) -> dict[nn.Parameter, int]:
                 if block := re.search(r"\.(?:layers|h)\.(\d+)\.", name):
                     below[p] = blocks - int(block[1])
                 else:
-                    below[p] = (
-                        blocks + 1 if re.search(r"embed_tokens|wte|wpe|\.prefix\.", name) else 0
-                    )
+                    below[p] = blocks + 1 if LOWEST.search(name) else 0
     return below
 
 

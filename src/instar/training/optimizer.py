@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from instar.config import Config
+from instar.machine import has_fast_bfloat16
 from instar.model.sharding import each_tensor, part_of, stored, whole
 from instar.training import eight_bit
 from instar.training.average import Average
-from instar.training.precision import has_fast_bfloat16
 
 Fraction = Annotated[float, Ge(0), Lt(1)]
 
