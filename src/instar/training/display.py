@@ -54,7 +54,8 @@ class Display:
         self._process = psutil.Process()
         self._shown: dict[str, float] = {}
         self._speed = 0.0
-        self._began = self._spoke = time.perf_counter()
+        self._spoke = time.perf_counter()
+        self._first: tuple[int, float] | None = None
         self._name = ""
 
     def __enter__(self) -> Display:
@@ -73,7 +74,7 @@ class Display:
     def stage(self, name: str, what: str = "") -> None:
         """A new stage, or a new part of one, begins."""
         self._name, self._shown, self._speed = name, {}, 0.0
-        self._began = self._spoke = time.perf_counter()
+        self._spoke, self._first = time.perf_counter(), None
         # A new task, because an old one cannot forget its total.
         self._bar.remove_task(self._task)
         self._task = self._bar.add_task(name, total=None, text=what)
@@ -86,15 +87,18 @@ class Display:
 
     def step(self, done: int, total: int) -> None:
         """``done`` of ``total`` steps are over."""
+        now = time.perf_counter()
+        # What earlier sittings did says nothing about how fast this one is; nor does rich count it.
+        if self._first is None or done < self._first[0]:
+            self._first = done, now
         if self._live:
             self._bar.update(self._task, completed=done, total=total, text=self._text())
-        elif time.perf_counter() - self._spoke > PLAIN_EVERY_S:
-            self._spoke = time.perf_counter()
-            spent = self._spoke - self._began
-            left = spent / done * (total - done) if done else 0.0
-            self.console.print(
-                f"{self._name}: {done}/{total} {self._text()}, {left:.0f} s left", soft_wrap=True
-            )
+        elif now - self._spoke > PLAIN_EVERY_S:
+            self._spoke = now
+            first, began = self._first
+            left = (now - began) / (done - first) * (total - done) if done > first else None
+            told = "" if left is None else f", {left:.0f} s left"
+            self.console.print(f"{self._name}: {done}/{total} {self._text()}{told}", soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A line that stays."""
