@@ -15,6 +15,8 @@ from instar.errors import UserError
 from instar.stages import verb
 from instar.training.track import open_tracker
 
+VALUES = {"loss": 2.0, "lr": 0.1}
+
 
 class Heard:
     """Stands for a tracker's module, and remembers what it was told."""
@@ -23,7 +25,11 @@ class Heard:
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *args, **kwargs: self.calls.append((name, args, kwargs))
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append((name, args, kwargs))
+            return SimpleNamespace(info=SimpleNamespace(run_id=f"{len(self.calls)} in MLflow"))
+
+        return call
 
     def called(self, name: str) -> list[Any]:
         return [(args, kwargs) for called, args, kwargs in self.calls if called == name]
@@ -76,19 +82,64 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: bool) -
     assert [name for name, _, _ in heard.calls][-2:] == ["flush_async_logging", "end_run"]
 
 
-def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_forgets_steps_that_are_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another sitting, and a run that diverged and went back."""
     heard = Heard()
-    places: list[str] = []
-    module = SimpleNamespace(SummaryWriter=lambda place: places.append(place) or heard)
+    module = SimpleNamespace(
+        SummaryWriter=lambda place, purge_step: heard.opened(place, purge_step) and heard
+    )
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    tracker = open_tracker("tensorboard", "mini/sft", tmp_path, {})
-    tracker.log({"train/loss": 2.0, "train/lr": 0.1}, 3)
-    tracker.close()
-    assert places == [str(tmp_path / "tensorboard" / "mini" / "sft")]
-    assert heard.called("add_scalar") == [
-        (("train/loss", 2.0, 3), {}),
-        (("train/lr", 0.1, 3), {}),
-    ]
+    for steps in ([3, 4], [4, 5, 4]):
+        tracker = open_tracker("tensorboard", "mini/sft", tmp_path, {})
+        for step in steps:
+            tracker.log({"train/loss": 2.0, "train/lr": 0.1}, step)
+        tracker.close()
+    place = str(tmp_path / "tensorboard" / "mini" / "sft")
+    assert heard.called("opened") == [((place, step), {}) for step in (3, 4, 4)]
+    rows = [((f"train/{k}", v, s), {}) for s in (3, 4, 4, 5, 4) for k, v in VALUES.items()]
+    assert heard.called("add_scalar") == rows
+    assert len(heard.called("close")) == 3
+
+
+@pytest.mark.parametrize("package", ["wandb", "swanlab"])
+def test_a_sitting_goes_on_under_the_id_of_the_one_before(
+    package: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard()
+    monkeypatch.setitem(sys.modules, package, heard)
+    works = [tmp_path / ".sft.work", tmp_path / ".dpo.work"]
+    for work in works:
+        work.mkdir()
+        for _ in range(2):
+            open_tracker(package, "mini/sft", tmp_path, {}, work).close()
+    told = [kwargs for _, kwargs in heard.called("init")]
+    assert all(kwargs["resume"] == "allow" for kwargs in told)
+    first, second, third, fourth = (kwargs["id"] for kwargs in told)
+    assert first == second != third == fourth
+
+
+def test_trackio_goes_on_with_its_own_run_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows runs by their names: a new one of an old name must not go on in the old one."""
+    heard = Heard()
+    monkeypatch.setitem(sys.modules, "trackio", heard)
+    for _ in range(2):
+        open_tracker("trackio", "mini/sft", tmp_path, {}, tmp_path).close()
+    assert [kwargs["resume"] for _, kwargs in heard.called("init")] == ["never", "allow"]
+
+
+def test_mlflow_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = Heard()
+    monkeypatch.setitem(sys.modules, "mlflow", heard)
+    for lr in (1, 1):
+        open_tracker("mlflow", "mini/sft", tmp_path, {"lr": lr}, tmp_path).close()
+    (_, begun), (_, resumed) = heard.called("start_run")
+    assert begun == {"run_name": "mini/sft"}
+    assert resumed["run_id"].endswith("in MLflow")
+    assert len(heard.called("log_params")) == 1, "it lets nobody change them"
 
 
 def test_a_missing_tracker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,21 +2,31 @@
 
 ``metrics.jsonl`` is written in any case; these show the same rows elsewhere as well. None of them
 is a dependency: whoever asks for one has it.
+
+A run that goes on after a stop goes on in its trackers too: the id under which each knows it lies
+beside the run. A run that was killed repeats the steps since its last saved state. TensorBoard then
+forgets what it was told of them; the others show those points twice, in the same place.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from uuid import uuid4
 
 from instar.errors import UserError
+from instar.files import read_json, write_json
 
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow", "swanlab"]
 
 PROJECT = "instar"
+
+IDS = "trackers.json"
+"""File of a work directory with the ids under which trackers know the run."""
 
 
 class Tracker(Protocol):
@@ -31,43 +41,76 @@ class Tracker(Protocol):
         ...
 
 
-class TensorBoard:
-    """Event files in ``<directory>/tensorboard``; look with ``tensorboard --logdir``."""
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker is told of a run.
 
-    def __init__(self, name: str, directory: Path, config: Mapping[str, Any]) -> None:
+    Attributes:
+        name: Such as ``mini/sft``.
+        directory: Where trackers that write files may do so.
+        config: The stage's settings, shown beside the curves.
+        work: Lives as long as the unfinished run; without it every sitting is a run of its own.
+    """
+
+    name: str
+    directory: Path
+    config: Mapping[str, Any]
+    work: Path | None = None
+
+    def known(self, package: str) -> str | None:
+        """The id under which a tracker got to know the run, in an earlier sitting."""
+        return self._ids().get(package)
+
+    def remember(self, package: str, known: str) -> None:
+        """Keep a tracker's id of the run for the sittings to come."""
+        if self.work:
+            write_json(self.work / IDS, self._ids() | {package: known})
+
+    def _ids(self) -> dict[str, str]:
+        path = self.work / IDS if self.work else None
+        return read_json(path) if path and path.exists() else {}
+
+
+class TensorBoard:
+    """Event files in ``<directory>/tensorboard``; look with ``tensorboard --logdir``.
+
+    Each time that the steps begin anew (another sitting, a run that diverged and went back), so
+    does a file, which tells TensorBoard to forget what it knew from that step on.
+    """
+
+    def __init__(self, run: TrackedRun) -> None:
         module = _imported("torch.utils.tensorboard", "tensorboard")
-        self.writer = module.SummaryWriter(str(directory / "tensorboard" / name))
+        self._open = module.SummaryWriter
+        self._place = str(run.directory / "tensorboard" / run.name)
+        self._writer: Any = None
+        self._step = 0
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """One scalar a value."""
+        if self._writer is None or step < self._step:
+            self.close()
+            self._writer = self._open(self._place, purge_step=step)
+        self._step = step
         for key, value in values.items():
-            self.writer.add_scalar(key, value, step)
+            self._writer.add_scalar(key, value, step)
 
     def close(self) -> None:
         """Write what is not written yet."""
-        self.writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class RunLike:
-    """Those that speak as Weights & Biases does: trackio and SwanLab.
+    """Those that speak as Weights & Biases does.
 
     Args:
         package: Which.
-        name: Of the run.
-        directory: Where offline data goes, for those that can be told.
-        config: Shown beside the curves.
+        told: What it is asked to begin, or to go on with.
     """
 
-    def __init__(self, package: str, name: str, directory: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, package: str, **told: Any) -> None:
         self.module = _imported(package, package)
-        told: dict[str, Any] = {"project": PROJECT, "config": dict(config)}
-        if package == "swanlab":
-            told |= {"experiment_name": name, "logdir": str(directory / package)}
-        else:
-            told["name"] = name
-        if package == "wandb":
-            told["dir"] = str(directory)
-        self.module.init(**told)
+        self.module.init(project=PROJECT, **told)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """One row."""
@@ -84,14 +127,51 @@ class WeightsAndBiases(RunLike):
     Its own count of steps cannot go back, as a run that diverged does: rows would be ignored.
     """
 
-    def __init__(self, name: str, directory: Path, config: Mapping[str, Any]) -> None:
-        super().__init__("wandb", name, directory, config)
+    def __init__(self, run: TrackedRun) -> None:
+        known = run.known("wandb") or uuid4().hex
+        super().__init__(
+            "wandb",
+            name=run.name,
+            config=dict(run.config),
+            dir=str(run.directory),
+            id=known,
+            resume="allow",
+        )
+        run.remember("wandb", known)
         self.module.define_metric("step")
         self.module.define_metric("*", step_metric="step")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """One row."""
         self.module.log({**values, "step": step})
+
+
+class SwanLab(RunLike):
+    """SwanLab, which keeps its own files in ``<directory>/swanlab``."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        known = run.known("swanlab") or uuid4().hex
+        super().__init__(
+            "swanlab",
+            experiment_name=run.name,
+            config=dict(run.config),
+            logdir=str(run.directory / "swanlab"),
+            id=known,
+            resume="allow",
+        )
+        run.remember("swanlab", known)
+
+
+class Trackio(RunLike):
+    """Trackio, which knows runs by their names: the last one of this name goes on.
+
+    A run that is new has to say so, or it would go on in an older one that had its name.
+    """
+
+    def __init__(self, run: TrackedRun) -> None:
+        resume = "allow" if run.known("trackio") else "never"
+        super().__init__("trackio", name=run.name, config=dict(run.config), resume=resume)
+        run.remember("trackio", run.name)
 
 
 class MLflow:
@@ -101,13 +181,17 @@ class MLflow:
     Rows are written in the background: the database takes a tenth of a second for each.
     """
 
-    def __init__(self, name: str, directory: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, run: TrackedRun) -> None:
         self.module = _imported("mlflow", "mlflow")
         if not self.module.is_tracking_uri_set():
-            self.module.set_tracking_uri(f"sqlite:///{directory.resolve() / 'mlflow.db'}")
+            self.module.set_tracking_uri(f"sqlite:///{run.directory.resolve() / 'mlflow.db'}")
         self.module.set_experiment(PROJECT)
-        self.module.start_run(run_name=name)
-        self.module.log_params(_flat(config))
+        if known := run.known("mlflow"):
+            self.module.start_run(run_id=known)
+        else:
+            begun = self.module.start_run(run_name=run.name)
+            self.module.log_params(_flat(run.config))
+            run.remember("mlflow", begun.info.run_id)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """One row."""
@@ -156,27 +240,35 @@ class Lenient:
             )
 
 
+TRACKERS: dict[TrackerName, Callable[[TrackedRun], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "trackio": Trackio,
+    "mlflow": MLflow,
+    "swanlab": SwanLab,
+}
+
+
 def open_tracker(
-    which: TrackerName, name: str, directory: Path, config: Mapping[str, Any]
+    which: TrackerName,
+    name: str,
+    directory: Path,
+    config: Mapping[str, Any],
+    work: Path | None = None,
 ) -> Tracker:
-    """Begin to track a run.
+    """Begin to track a run, or go on with what an earlier sitting of it began.
 
     Args:
         which: The tracker.
         name: Of the run, such as ``mini/sft``.
         directory: Where trackers that write files may do so.
         config: The stage's settings.
+        work: The directory of the unfinished run, which keeps the trackers' ids.
 
     Raises:
         UserError: The tracker's package is not installed.
     """
-    if which == "tensorboard":
-        return Lenient(which, TensorBoard(name, directory, config))
-    if which == "wandb":
-        return Lenient(which, WeightsAndBiases(name, directory, config))
-    if which == "mlflow":
-        return Lenient(which, MLflow(name, directory, config))
-    return Lenient(which, RunLike(which, name, directory, config))
+    return Lenient(which, TRACKERS[which](TrackedRun(name, directory, config, work)))
 
 
 def _imported(module: str, package: str) -> Any:
