@@ -31,6 +31,7 @@ from instar.stages.base import Job, learners, prepared
 from instar.stages.config import TrainedStageConfig
 from instar.stages.registry import STAGES
 from instar.stages.verb import read
+from instar.training.arithmetic import compiles
 from instar.training.interrupt import Interruptible
 from instar.training.loop import TrainingConfig, fit
 from instar.training.meter import Meter
@@ -50,6 +51,12 @@ FUNCTIONS = {
 METHODS = {"collect": "sampling", "judge": "annotating", "annotate": "annotating"}
 """What a source may do besides handing out data, by the name of the attribute that does it."""
 
+ATTENTION = ("causal_blocks", "scaled_dot_product", "flash_attention", "efficient_attention")
+"""Operators that are attention wherever they run: a mark within compiled code would change it."""
+
+FUSED = "## Call CompiledFxGraph"
+"""Compiled code; what is neither product nor attention in there are fused element-wise kernels."""
+
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "mkldnn_linear", "_scaled_mm")
 BACKWARD = "autograd::engine::evaluate_function: "
 KINDS = ("matrix products", *REGIONS[3:5], "element-wise", *REGIONS[:3], REGIONS[5])
@@ -65,12 +72,14 @@ class Profile:
         step_s: Seconds of a step.
         flops: Floating-point operations a second that were reached.
         peak: The most that matrix products reach on this machine.
+        compiled: Whether the blocks were compiled, as they are in the whole run.
     """
 
     seconds: dict[str, float]
     step_s: float
     flops: float
     peak: float
+    compiled: bool = False
 
 
 def main(argv: list[str]) -> int:
@@ -83,7 +92,12 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("recipe", type=Path, help="a stage's YAML file")
     parser.add_argument("--measure", type=int, default=5, help="steps to measure (default 5)")
-    parser.add_argument("--warm", type=int, default=3, help="steps before them (default 3)")
+    parser.add_argument(
+        "--warm",
+        type=int,
+        default=3,
+        help="steps before them (default 3); one at least where code is compiled",
+    )
     parser.add_argument("--trace", type=Path, help="write a trace for chrome://tracing here")
     mine, options = parser.parse_known_args(argv)
     if mine.measure < 1 or mine.warm < 0:
@@ -94,9 +108,10 @@ def main(argv: list[str]) -> int:
     with launched():
         torch.manual_seed(config.seed)
         trace = mine.trace if is_main() else None
-        found = measure(build(config), config.training, mine.warm, mine.measure, trace)
-        if is_main():
-            show(config.stage, found, Console(highlight=False))
+        console = Console(highlight=False, quiet=not is_main())
+        job, steps = build(config), (mine.warm, mine.measure)
+        found = measure(job, config.training, *steps, trace, console.print)
+        show(config.stage, found, console)
     return 0
 
 
@@ -141,8 +156,13 @@ def _marking(function: Callable[..., Any], region: str) -> Callable[..., Any]:
 
 
 @contextmanager
-def marked(job: Job, optimizers: Optimizers) -> Iterator[Source]:
+def marked(job: Job, optimizers: Optimizers, compiled: bool) -> Iterator[Source]:
     """Mark the regions, from outside and for a while: unwatched, they cost nothing.
+
+    Args:
+        job: The stage.
+        optimizers: What moves its weights.
+        compiled: Whether its blocks are; attention, which is inside, is then left as it is.
 
     Yields:
         The source to draw from.
@@ -161,7 +181,8 @@ def marked(job: Job, optimizers: Optimizers) -> Iterator[Source]:
             for name, value in list(vars(module).items()):
                 if callable(value) and not isinstance(value, type):
                     region = next((r for f, r in FUNCTIONS.items() if f is value), None)
-                    if region and module.__name__ != __name__:
+                    inside = compiled and region == "attention"
+                    if region and not inside and module.__name__ != __name__:
                         replace(module, name, region)
         for name, region in METHODS.items():
             if hasattr(job.source, name):
@@ -171,23 +192,37 @@ def marked(job: Job, optimizers: Optimizers) -> Iterator[Source]:
 
 
 def measure(
-    job: Job, training: TrainingConfig, warm: int, steps: int, trace: Path | None = None
+    job: Job,
+    training: TrainingConfig,
+    warm: int,
+    steps: int,
+    trace: Path | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Profile:
     """Run the real loop for some steps and ask where the time went.
+
+    Code is compiled where the whole run would be; some steps alone would never be worth it.
 
     Args:
         job: The stage; its models are trained a little.
         training: The stage's settings.
-        warm: Steps that are not measured, while kernels are chosen and memory is found.
+        warm: Steps that are not measured, while kernels are chosen and memory is found; at least
+            one where code is compiled.
         steps: Steps that are.
         trace: File to write a trace to that chrome://tracing and Perfetto show.
+        note: Told what takes long before the first step.
     """
     device = default_device()
     learner, optimizers = learners(prepared(job.objective.to(device), training), training)
     progress, meter = Progress(), Meter()
+    compiled = compiles(training.compile, learner.objective, job.source, training.steps)
+    if compiled:
+        warm = max(warm, 1)
+        note("The first step compiles, as in the whole run: that may take a minute.")
 
     def run(source: Source, until: int) -> None:
-        settings = training.model_copy(update={"steps": until})
+        how = {"steps": until, "compile": "on" if compiled else "off"}
+        settings = training.model_copy(update=how)
         progress.finished = False
         with Interruptible() as interrupt:
             fit(learner, source, optimizers, settings, progress, [], meter, interrupt)
@@ -199,7 +234,7 @@ def measure(
     flops = job.flops(progress.tokens)
     activities = [ProfilerActivity.CPU]
     activities += [ProfilerActivity.CUDA] if device.type == "cuda" else []
-    with marked(job, optimizers) as source, profile(activities=activities) as profiler:
+    with marked(job, optimizers, compiled) as source, profile(activities=activities) as profiler:
         began = time.perf_counter()
         run(source, warm + steps)
         wall_s = time.perf_counter() - began
@@ -210,7 +245,7 @@ def measure(
     seconds["other"] += max(0.0, wall_s / steps - sum(seconds.values()))
     flops = job.flops(progress.tokens) - flops
     peak = product_flops(resolve(training.precision, device), device)
-    return Profile(seconds, wall_s / steps, flops / wall_s, peak)
+    return Profile(seconds, wall_s / steps, flops / wall_s, peak, compiled)
 
 
 def by_category(events: Sequence[FunctionEvent], on_device: bool) -> dict[str, float]:
@@ -230,6 +265,8 @@ def by_category(events: Sequence[FunctionEvent], on_device: bool) -> dict[str, f
             regions.setdefault(event.sequence_nr, region)
     spent: dict[str, float] = defaultdict(float)
     for event in events:
+        if event.device_type.name != "CPU":
+            continue  # a kernel, whose time the operation that started it has as well
         microseconds = event.self_device_time_total if on_device else event.self_cpu_time_total
         if microseconds > 0:
             spent[category(event, regions)] += microseconds / 1e6
@@ -257,6 +294,7 @@ def category(event: FunctionEvent, regions: dict[int, str]) -> str:
     if kind in ("aten", "mkldnn") and name in PRODUCTS:
         return "matrix products"
     known = kind in ("aten", "mkldnn") or event.name.endswith(("Backward", "Backward0"))
+    known = known or any(outer.name.startswith(FUSED) for outer in _lineage(event))
     return "element-wise" if known else "other"
 
 
@@ -269,8 +307,11 @@ def _lineage(event: FunctionEvent) -> Iterator[FunctionEvent]:
 
 
 def _region(event: FunctionEvent) -> str | None:
-    """The marked region that an event happened in."""
-    marks = {e.name.removeprefix(MARK) for e in _lineage(event) if e.name.startswith(MARK)}
+    """The region that an event happened in: one that is marked, or that its operator tells."""
+    names = [outer.name for outer in _lineage(event)]
+    marks = {name.removeprefix(MARK) for name in names if name.startswith(MARK)}
+    if any(operator in name for name in names for operator in ATTENTION):
+        marks.add("attention")
     return next((region for region in REGIONS if region in marks), None)
 
 
@@ -290,6 +331,7 @@ def show(stage: str, found: Profile, console: Console) -> None:
     console.print(table)
     console.print(
         f"{found.flops / 1e9:,.1f} GFLOP/s, {found.flops / found.peak:.0%} of the "
-        f"{found.peak / 1e9:,.0f} that matrix products reach here. Watching costs time itself: "
-        "unwatched, a step is shorter."
+        f"{found.peak / 1e9:,.0f} that matrix products reach here. The blocks are "
+        f"{'' if found.compiled else 'not '}compiled. Watching costs time itself: unwatched, a "
+        "step is shorter."
     )

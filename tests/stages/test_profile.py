@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from torch._C._autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 
 from instar import profile
+from instar.data.sources import PackedSource
 from instar.errors import UserError
 from instar.model import layers
 from instar.objectives import language
 from instar.stages.registry import STAGES
+from instar.training import loop
+from instar.training.loop import TrainingConfig
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +66,62 @@ def test_parts_add_up_to_a_step(pretrain: Path) -> None:
     found = profile.measure(build(config), config.training, warm=1, steps=3)
     assert sum(found.seconds.values()) == pytest.approx(found.step_s, rel=0.05)
     assert found.seconds["attention"] > 0 and found.flops > 0
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_it_is_compiled_where_the_whole_run_is(
+    pretrain: Path, monkeypatch: pytest.MonkeyPatch, answer: bool
+) -> None:
+    """Asked of the recipe's steps and its own source, and once: not of the few that are run."""
+    asked: list[tuple[Any, ...]] = []
+    ran: list[tuple[str, int]] = []
+    told: list[str] = []
+
+    def compiles(choice: str, objective: Any, source: Any, steps: int) -> bool:
+        asked.append((choice, type(source), steps))
+        return answer
+
+    def fit(learner: Any, source: Any, optimizers: Any, config: TrainingConfig, *rest: Any) -> None:
+        ran.append((config.compile, config.steps))
+        arithmetic = config.model_copy(update={"compile": "off"})  # a minute, else
+        loop.fit(learner, source, optimizers, arithmetic, *rest)
+
+    monkeypatch.setattr(profile, "compiles", compiles)
+    monkeypatch.setattr(profile, "fit", fit)
+    config = profile.read_stage(pretrain, ["--steps", "9000"])
+    build = STAGES["pretrain"].build
+    assert build is not None
+    found = profile.measure(build(config), config.training, 0, 2, note=told.append)
+    assert asked == [("auto", PackedSource, 9000)]
+    assert ran == ([("on", 1), ("on", 3)] if answer else [("off", 2)])
+    assert found.compiled == answer == bool(told)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="no compiler")
+def test_compiled_code_is_taken_apart(
+    values: dict[str, dict[str, Any]], life: Path, tmp_path: Path
+) -> None:
+    """In a process of its own: the shape checks of the others are not compiled."""
+    wide = values["pretrain"]["model"] | {"max_position_embeddings": 256}
+    recipe = write(values["pretrain"] | {"model": wide, "context": 256}, tmp_path)
+    command = [sys.executable, "-m", "instar", "profile", str(recipe), "--compile", "on"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    shares = dict(re.findall(r"│ ([\w -]+?) +│ +[\d.,]+ │ +([\d.]+)%", ended.stdout))
+    assert "The blocks are compiled" in " ".join(ended.stdout.split())
+    for part in ("matrix products", "attention", "cross-entropy", "element-wise", "optimizer"):
+        assert float(shares[part]) > 1, ended.stdout
+    # Nothing is compiled anew while it is watched: that would be nearly all of the time.
+    assert float(shares["other"]) < 50, ended.stdout
+
+
+def test_a_kernel_counts_once() -> None:
+    """The profiler lists it by itself, and as time of the operation that started it."""
+    operation = FunctionEvent(1, "aten::mm", 0, 0, 10, use_device="cuda")
+    operation.append_kernel("gemm", 0, 7)
+    kernel = FunctionEvent(1, "gemm", 0, 2, 9, device_type=DeviceType.CUDA, use_device="cuda")
+    spent = profile.by_category([operation, kernel], on_device=True)
+    assert spent == {"matrix products": pytest.approx(7e-6)}
 
 
 def test_backward_counts_where_its_forward_did() -> None:
