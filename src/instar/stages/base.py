@@ -144,7 +144,7 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
         how = _arithmetic(job, config.training)
         display.note(f"{config.stage}: products in {how['products']}, {how['code']}")
         record = {"name": f"{config.run.name}/{out.name}", "directory": config.run}
-        record["config"] = config.model_dump(mode="json")
+        record |= {"config": config.model_dump(mode="json"), "work": work.path}
         with ExitStack() as stack:
             trackers = []
             for which in config.training.track if is_main() else ():
