@@ -45,3 +45,6 @@ def test_what_was_tried_is_not_tried_again(
         assert (speed.decode_rest(8, 24) > 0) == sampled
     assert tried == ["_try_parts", "_try_update", "_try_update", "_try_decoding"]
     assert torch.equal(torch.get_rng_state(), state), "training draws what it would have drawn"
+    rougher = OptimizerConfig(name="muon", muon_iterations=3)
+    machine.speed(shape, TrainingConfig(steps=1, optimizer=rougher), False)
+    assert tried.count("_try_update") == 3, "another setting of the same rule"

@@ -35,7 +35,7 @@ class Trial:
         self.tokenizer = tokenizer
         self._parts: dict[tuple[ModelConfig, torch.dtype], Speed] = {}
         self._decoding: dict[tuple[ModelConfig, torch.dtype], tuple[Line, Line]] = {}
-        self._updates: dict[tuple[ModelConfig, str], float] = {}
+        self._updates: dict[tuple[ModelConfig, OptimizerConfig], float] = {}
 
     def speed(self, model: ModelConfig, training: TrainingConfig, sampled: bool) -> Speed:
         """This machine's speed, after some seconds of trying what was not tried before.
@@ -45,7 +45,7 @@ class Trial:
             training: Says in which format, and which rule moves the weights.
             sampled: Whether the stage samples; if not, decoding is not tried.
         """
-        moved = (model, training.optimizer.name)
+        moved = (model, training.optimizer)
         with torch.random.fork_rng(devices=[]):
             dtype = resolve(training.precision, torch.device("cpu"))
             computed = (model, dtype)
