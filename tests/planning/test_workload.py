@@ -41,6 +41,12 @@ def test_ranks_share_rows_and_not_tokens_within_them() -> None:
     assert work.shared(8).steps == [[Extent(8, 128, 500)]]
 
 
+def test_ranks_do_not_share_held_out_data() -> None:
+    held_out = [Extent(8, 32, 100)] * 4
+    work = Workload(ModelConfig(), TrainingConfig(steps=1), [held_out], validation=held_out)
+    assert work.shared(8).validation == held_out
+
+
 def test_held_out_batches_hold_every_row_once() -> None:
     rows = [Extent(1, 8, 2)] * 5
     assert [extent.rows for extent in cut(rows, 2)] == [2, 2, 1]

@@ -98,7 +98,7 @@ class Workload:
     speaks: bool = True
 
     def shared(self, ranks: int) -> Workload:
-        """One rank's part, where several share every step."""
+        """One rank's part, where several share every step; each measures all held-out data."""
         if ranks == 1:
             return self
         some = slice(None, None, ranks)
@@ -110,7 +110,6 @@ class Workload:
             self,
             steps=[_part(step, ranks) for step in self.steps],
             experience=[replace(one, batch=_part([one.batch], ranks)[0]) for one in parts],
-            validation=_part(self.validation, ranks) if self.validation else [],
         )
 
     @property
