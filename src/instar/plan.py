@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -39,7 +39,7 @@ from instar.planning.trial import Trial
 from instar.planning.whole import process_bytes, tried
 from instar.planning.workload import Workload
 from instar.recipes import known
-from instar.stages.config import StageConfig
+from instar.stages.config import StageConfig, TrainedStageConfig
 from instar.stages.data import DataConfig
 from instar.stages.registry import STAGES
 from instar.stages.tokenizer import TokenizerConfig
@@ -120,8 +120,7 @@ def plan(
             needs = STAGES[config.stage].needs
             if needs is None:
                 continue
-            work: Workload = needs(config, survey)
-            survey.models[config.out] = work.model
+            work = asked(needs(config, survey), config, survey)
             met |= products(work)
             if only and name not in only:
                 continue
@@ -133,6 +132,15 @@ def plan(
                 found = {s: predict(work, speed, hardware, s, base) for s in shared}
                 plans[name] = StagePlan(work, found)
     return plans
+
+
+def asked(work: Workload, config: StageConfig, survey: Survey) -> Workload:
+    """What a stage asks, with what learns of its model; later stages may begin with that."""
+    assert isinstance(config, TrainedStageConfig)
+    begins = config.beginning()
+    adapter = config.adapter or (survey.adapter(begins) if begins else None)
+    survey.models[config.out], survey.adapters[config.out] = work.model, adapter
+    return replace(work, adapter=adapter, quantize=config.quantize)
 
 
 def measured(
@@ -201,6 +209,7 @@ def as_json(plans: dict[str, StagePlan], hardware: Hardware) -> dict[str, Any]:
         first = next(iter(one.alone.values()))
         stages[name] = {
             "parameters": one.work.model.parameters(),
+            "learnt_parameters": one.work.weights.learnt,
             "tokens": first.tokens,
             "flops": first.flops,
             "predictions": {

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from instar.adapters.lora import LoRAConfig
 from instar.model.config import ModelConfig
 from instar.planning.hardware import ACCELERATORS, find
 from instar.planning.prediction import (
@@ -21,6 +22,7 @@ from instar.planning.speed import Line, Speed
 from instar.planning.thumb import rules
 from instar.planning.workload import Experience, Extent, Workload
 from instar.training.loop import TrainingConfig
+from instar.training.optimizer import OptimizerConfig
 
 NOTHING = Line()
 
@@ -85,9 +87,106 @@ def test_sharding_divides_what_it_says(work: Workload) -> None:
     hardware = find("8xH100")
     found = {s: predict(work, speed_of(), hardware, s).memory for s in SHARDINGS}
     ddp, zero2, zero3 = (found[s] for s in SHARDINGS)
-    assert zero2["weights"] == ddp["weights"] and zero3["weights"] == ddp["weights"] / 8
-    for part in ("gradients", "optimizer"):
+    for part in ("weights", "gradients", "optimizer"):
         assert zero2[part] == zero3[part] == ddp[part] / 8
+    assert "gathered" not in ddp
+
+
+def test_models_that_do_not_learn_are_whole_on_every_rank(work: Workload) -> None:
+    held = replace(work, frozen=2)
+    for sharding in SHARDINGS:
+        alone, beside = (
+            predict(w, speed_of(), find("8xH100"), sharding).memory["weights"] for w in (work, held)
+        )
+        assert beside - alone == 2 * 4 * work.model.parameters()
+
+
+def test_blocks_are_gathered_in_half_precision_and_what_is_outside_in_float32(
+    work: Workload,
+) -> None:
+    gathered = {
+        s: predict(work, speed_of(), find("8xH100"), s).memory["gathered"]
+        for s in ("zero2", "zero3")
+    }
+    # The embedding, which is the head as well, and the last normalisation; and their gradients.
+    outside = 8 * (300 * 32 + 32)
+    blocks = work.model.parameters() - 300 * 32 - 32
+    assert gathered["zero2"] == 2 * blocks + outside
+    assert gathered["zero3"] == 2 * blocks * 2 / 3 + outside, "a block of the three, and the next"
+
+
+def test_one_rank_has_nothing_to_share(work: Workload) -> None:
+    one, same = (predict(work, speed_of(), find("H100"), s) for s in ("ddp", "zero3"))
+    assert one == same
+
+
+def test_copies_of_what_learns_are_counted(work: Workload) -> None:
+    training = work.training.model_copy(update={"ema": 0.9})
+    held = replace(work, training=training, ties=3)
+    memory = predict(held, speed_of(), find("8xH100"), "zero2").memory
+    assert memory["average"] == 4 * work.model.parameters() / 8
+    assert memory["ties"] == 3 * 4 * work.model.parameters()
+    assert not {"average", "ties"} & predict(work, speed_of(), find("H100")).memory.keys()
+
+
+def test_the_average_is_saved_as_well(work: Workload) -> None:
+    cpu = replace(ACCELERATORS["H100"], name="cpu")
+    averaged = work.training.model_copy(update={"ema": 0.9})
+    saved = {
+        training.ema: predict(replace(work, training=training), speed_of(), cpu).memory
+        for training in (work.training, averaged)
+    }
+    more = saved[0.9]["state being saved"] - saved[0.0]["state being saved"]
+    assert more == 4 * work.model.parameters()
+
+
+def test_only_an_adapter_has_gradients_and_moments(work: Workload) -> None:
+    lora = replace(work, adapter=LoRAConfig(rank=2, targets=["q_proj"]))
+    learnt = 3 * 2 * (32 + 32)
+    speed = replace(speed_of(), update=1.0)
+    found = predict(lora, speed, find("8xH100"))
+    assert found.memory["gradients"] == 4 * learnt
+    assert found.memory["optimizer"] == 8 * learnt
+    every = work.model.parameters() + learnt
+    assert found.seconds["optimizer"] == pytest.approx(10 * learnt / every)
+    assert communication_bytes(lora, 2, "ddp", 2) == 8 * learnt / 2
+    # Blocks are gathered with what is frozen in them; two micro-batches, half of it elsewhere.
+    outside = 300 * 32 + 32
+    gathered = 2 * 2 * (every - outside) + 4 * outside
+    assert communication_bytes(lora, 2, "zero3", 2) == 2 * (gathered + 4 * learnt) / 2
+
+
+def test_a_reference_shares_the_base_unless_that_is_sharded(work: Workload) -> None:
+    lora = replace(work, adapter=LoRAConfig(rank=2, targets=["q_proj"]))
+    learnt = 3 * 2 * (32 + 32)
+    more = {}
+    for sharding in SHARDINGS:
+        alone, beside = (
+            predict(w, speed_of(), find("8xH100"), sharding).memory["weights"]
+            for w in (lora, replace(lora, frozen=1))
+        )
+        more[sharding] = beside - alone
+    assert more["ddp"] == 4 * learnt
+    assert more["zero3"] == more["zero2"] == 4 * (work.model.parameters() + learnt)
+
+
+def test_four_bits_are_fewer(work: Workload) -> None:
+    lora = replace(work, adapter=LoRAConfig(rank=2))
+    weights = [
+        predict(w, speed_of(), find("H100")).memory["weights"]
+        for w in (work, lora, replace(lora, quantize="nf4"))
+    ]
+    assert weights == sorted(weights, reverse=True)
+    assert replace(lora, quantize="nf4").weights.packed_bytes > 0
+
+
+def test_every_rank_measures_all_held_out_data(work: Workload) -> None:
+    speed = speed_of(reading=Line(0.0, 1.0))
+    held_out = replace(work, validation=[Extent(8, 32, 100)] * 4)
+    one, eight = (
+        predict(held_out, speed, find(name)).seconds["validating"] for name in ("H100", "8xH100")
+    )
+    assert one == eight == 3 * 4 * 8 * 32
 
 
 def test_devices_share_the_work(work: Workload) -> None:
@@ -99,9 +198,34 @@ def test_devices_share_the_work(work: Workload) -> None:
 
 
 def test_what_travels(work: Workload) -> None:
-    values = work.model.parameters() / 2
-    assert communication_bytes(work, 2, "ddp") == 8 * values
-    assert communication_bytes(work, 2, "zero3") == 8 * values
+    every, outside = work.model.parameters(), 300 * 32 + 32
+    blocks = every - outside
+    # Half of everything lies on the other device.
+    assert communication_bytes(work, 2, "ddp", 2) == 8 * every / 2
+    # Blocks travel in two bytes, the rest in four, gradients in four: after each of two
+    # micro-batches.
+    assert (
+        communication_bytes(work, 2, "zero2", 2) == 2 * (4 * every + 2 * blocks + 4 * outside) / 2
+    )
+    assert (
+        communication_bytes(work, 2, "zero3", 2) == 2 * (4 * every + 4 * blocks + 4 * outside) / 2
+    )
+
+
+def test_copies_meet_once_a_step_and_shards_after_every_micro_batch(work: Workload) -> None:
+    more = replace(work, steps=[step * 3 for step in work.steps])
+    sent = {s: [communication_bytes(w, 8, s, 2) for w in (work, more)] for s in SHARDINGS}
+    assert sent["ddp"][1] == sent["ddp"][0]
+    assert sent["zero2"][1] == 3 * sent["zero2"][0]
+    assert sent["zero3"][1] == 3 * sent["zero3"][0]
+
+
+def test_muon_gathers_its_matrices_once_a_step(work: Workload) -> None:
+    muon = work.training.model_copy(update={"optimizer": OptimizerConfig(name="muon")})
+    moved = replace(work, training=muon)
+    more = communication_bytes(moved, 2, "zero3", 2) - communication_bytes(work, 2, "zero3", 2)
+    assert more == 2 * (work.model.matrix_parameters() - 300 * 32) / 2
+    assert communication_bytes(moved, 2, "ddp", 2) == communication_bytes(work, 2, "ddp", 2)
 
 
 def test_activations_are_those_of_the_widest_micro_batch(work: Workload) -> None:

@@ -7,13 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from instar import plan as verb
+from instar.adapters.lora import LoRAConfig
 from instar.errors import UserError
 from instar.grow import read_stage
+from instar.model.config import ModelConfig
 from instar.planning import hardware
 from instar.planning.hardware import Hardware
+from instar.planning.workload import Workload
 from instar.recipes import find
+from instar.stages.keeping import KeepConfig
 from instar.stages.registry import STAGES
 
 TRAINED = ["pretrain", "sft", "reward", "dpo", "ppo", "rlvr"]
@@ -89,8 +94,52 @@ def test_what_does_not_fit_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     small = replace(hardware.ACCELERATORS["H100"], memory_bytes=1e9)
     assert isinstance(small, Hardware)
     plans = verb.plan(smoke(tmp_path), small, ["dpo"])
-    from rich.console import Console
-
     verb.show(plans, small, {}, Console(width=200))
     row = next(line for line in capsys.readouterr().out.splitlines() if "dpo" in line)
     assert " no " in row
+
+
+def test_a_start_is_held_in_copies(life: Path) -> None:
+    """What ``keep`` asks for: a frozen start, and what the ties keep of it."""
+
+    def work(on_cpu: bool, **keep: float) -> Workload:
+        config = smoke(life)["sft"].model_copy(update={"keep": KeepConfig(**keep)})
+        plain = Workload(ModelConfig(), config.training, [])
+        return config.keep.needs(plain, on_cpu)
+
+    assert (work(True).frozen, work(True).ties) == (0, 0)
+    assert work(True, l2_sp=0.1).ties == 2
+    assert work(True, ewc=0.1).ties == 3
+    assert work(False, kl=0.1).frozen == 1
+    # A start that the product alone is averaged with stays where it was read: on the processor.
+    assert [work(on_cpu, interpolate=0.5).frozen for on_cpu in (True, False)] == [1, 0]
+    assert work(True, interpolate=0.5, kl=0.1).frozen == 1, "the same start"
+    assert work(True, interpolate=0.5).readings == 0
+
+
+def test_an_adapter_goes_on_learning_in_later_stages(tmp_path: Path) -> None:
+    configs = smoke(tmp_path)
+    configs["sft"] = configs["sft"].model_copy(update={"adapter": LoRAConfig(rank=2)})
+    plans = verb.plan(configs, hardware.ACCELERATORS["H100"])
+    learnt = {name: one.work.weights.learnt for name, one in plans.items()}
+    whole = plans["pretrain"].work.model.parameters()
+    assert learnt["pretrain"] == whole
+    assert learnt["sft"] == learnt["dpo"] == learnt["rlvr"] < whole / 10
+    memory = {name: one.alone["ddp"].memory for name, one in plans.items()}
+    assert memory["sft"]["gradients"] == 4 * learnt["sft"]
+    # The reference is the base, which it shares, and a copy of the adapter.
+    assert memory["dpo"]["weights"] - memory["sft"]["weights"] == 4 * learnt["dpo"]
+
+
+def test_an_adapted_stage_is_tried_on_this_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = smoke(tmp_path)
+    configs["dpo"] = configs["dpo"].model_copy(
+        update={"adapter": LoRAConfig(rank=2, start="pissa"), "quantize": "nf4"}
+    )
+    found = verb.plan(configs, hardware.this_machine(), ["dpo"])["dpo"]
+    assert found.work.weights.packed_bytes > 0
+    assert found.alone["ddp"].seconds["learning"] > 0
+    verb.show({"dpo": found}, hardware.ACCELERATORS["H100"], {}, Console(width=200))
+    assert "frozen weights" in capsys.readouterr().out

@@ -14,6 +14,13 @@ from instar.planning.thumb import MISLEADS, rules
 
 GIB = 2**30
 
+PARTLY = (
+    "where only some weights learn, steps that were not tried whole are foreseen as if the "
+    "gradients of all were computed, which is up to a third too long; what decoding four-bit "
+    "weights takes, and what adapters keep of a pass, is left out."
+)
+"""What the prediction of a stage that does not train all weights leaves out."""
+
 
 def show(
     plans: Mapping[str, StagePlan],
@@ -38,6 +45,8 @@ def show(
     console.print(_parts("Memory", plans, lambda p: p.memory, _gib))
     console.print(_parts("Time", plans, lambda p: p.seconds, _time))
     console.print(_thumbs(plans, known))
+    if any(one.work.weights.share < 1 for one in plans.values()):
+        console.print(f"[bold]frozen weights[/bold]: {PARTLY}")
     for name, sentence in MISLEADS.items():
         console.print(f"[bold]{name}[/bold]: {sentence}")
 

@@ -12,6 +12,7 @@ from instar.model.config import ModelConfig
 from instar.objectives.functional import CHUNK, GRAIN, KEPT_LOGITS
 from instar.planning.hardware import Hardware
 from instar.planning.speed import Speed
+from instar.planning.weights import Weights
 from instar.planning.workload import Experience, Extent, Workload
 from instar.training.precision import resolve
 
@@ -136,27 +137,62 @@ def kernel_bytes(shapes: int, size: int) -> float:
 
 def _state(work: Workload, hardware: Hardware, sharding: Sharding, size: int) -> dict[str, float]:
     """Weights, gradients and optimizer state of one device."""
-    model, n = work.model, hardware.world_size
-    parameters = model.parameters()
-    blocks = model.matrix_parameters() - model.vocab_size * model.hidden_size
+    weights, learners = work.weights, work.learners
+    spread = sharding != "ddp" and hardware.world_size > 1
+    shards = hardware.world_size if spread else 1
     name = work.training.optimizer.name
-    moments = (2 if name == "adamw8bit" else 8) * parameters
+    moments = (2 if name == "adamw8bit" else 8) * weights.learnt
     if name == "muon":
-        moments -= 4 * blocks  # one momentum instead of two moments
-    whole = 1 if sharding == "zero3" else n
-    split = n if sharding == "ddp" else 1
-    # Products read a copy in their own format; sharded, one block at a time is whole.
-    copied = parameters if sharding != "zero3" else 2 * blocks / model.num_hidden_layers
+        moments -= 4 * weights.learnt_matrices  # one momentum instead of two moments
+    average = 4 * weights.learnt if work.training.ema else 0
     state = {
-        "weights": 4 * parameters * (work.learners + work.frozen) * whole / n,
-        "casts": size * copied if size < 4 else 0.0,
-        "gradients": 4 * parameters * work.learners * split / n,
-        "optimizer": moments * work.learners * split / n,
+        "weights": _weights(weights, learners, work.frozen, shards, size),
+        "gradients": 4 * weights.learnt * learners / shards,
+        "optimizer": moments * learners / shards,
+        "average": average * learners / shards,
+        "ties": 4 * weights.started * work.ties * learners,
     }
+    # Products read a copy in their own format.
+    if spread:
+        state["gathered"] = _gathered(work, sharding, size)
+        state["casts"] = size * work.model.vocab_size * work.model.hidden_size if size < 4 else 0.0
+    else:
+        state["casts"] = size * (weights.numbers - weights.frozen_layers) if size < 4 else 0.0
     if hardware.is_cpu:
         # States are copied before they are written, to train on meanwhile.
-        state["state being saved"] = (4 * parameters + moments) * work.learners
+        saved = 4 * weights.learnt + weights.packed_bytes + moments + average
+        state["state being saved"] = saved * learners
     return state
+
+
+def _weights(weights: Weights, learners: int, frozen: int, shards: int, size: int) -> float:
+    """Bytes of all models between their uses; those that do not learn are whole on every device.
+
+    Frozen twins share what does not learn with the models that do (``adapters.base.frozen_twin``),
+    unless those are cut into shards.
+    """
+    kept = 4 * (weights.numbers - weights.frozen_layers) + size * weights.frozen_layers
+    if shards > 1:
+        kept = 4 * weights.numbers / shards
+    shared = weights.adapted and shards == 1
+    twin = 4 * (weights.learnt if shared else weights.numbers)
+    return learners * (kept + weights.packed_bytes) + frozen * twin
+
+
+def _gathered(work: Workload, sharding: Sharding, size: int) -> float:
+    """Bytes that sharded models gather for their passes (``model.sharding.shard``).
+
+    Blocks in the products' format: all of them until their gradients are there (zero2), or for as
+    long as replies are written; otherwise one, and the next. What is outside of the blocks, and its
+    gradients, in float32 from the forward pass to the end of the backward one.
+    """
+    weights = work.weights
+    blocks = size * weights.blocks
+    if sharding == "zero2":
+        blocks *= work.learners
+    elif not work.experience:
+        blocks *= min(1.0, 2 / work.model.num_hidden_layers)
+    return blocks + 4 * (weights.outside + weights.learnt_outside) * work.learners
 
 
 def _activations(work: Workload, speed: Speed) -> float:
@@ -258,7 +294,7 @@ def _seconds(
     seconds = {
         "learning": steps * learn * speed.whole,
         "annotating": steps * read,
-        "optimizer": steps * work.learners * speed.update * speed.whole / (n if divided else 1),
+        "optimizer": steps * update_s(work, speed) * speed.whole / (n if divided else 1),
     }
     if work.experience:
         count = steps / work.experience[0].steps
@@ -267,11 +303,17 @@ def _seconds(
     validation = sum(reading_s(work, speed, e) for e in work.validation)
     seconds["validating"] = work.validations * (1 + work.readings) * validation
     if n > 1:
-        spoken = communication_bytes(work, n, sharding) / hardware.slowest_link * steps
+        spoken = communication_bytes(work, n, sharding, item_bytes(work, hardware))
+        spoken *= steps / hardware.slowest_link
         seconds["communication"] = max(0.0, spoken - seconds["learning"] / 2)
     shapes = {(e.rows, e.width) for step in work.steps for e in step}
     seconds["getting ready"] = speed.read * work.text_bytes + speed.kernel * len(shapes)
     return {name: spent for name, spent in seconds.items() if spent}
+
+
+def update_s(work: Workload, speed: Speed) -> float:
+    """Seconds to move what learns."""
+    return work.learners * speed.update * work.weights.share
 
 
 def learning_s(work: Workload, speed: Speed, extent: Extent) -> float:
@@ -313,12 +355,27 @@ def decoding(one: Experience) -> Iterator[tuple[int, int]]:
         yield alive, longest + step
 
 
-def communication_bytes(work: Workload, devices: int, sharding: Sharding) -> float:
+def communication_bytes(work: Workload, devices: int, sharding: Sharding, size: int) -> float:
     """Bytes that each device sends in a step.
 
     A ring sums P values with 2 P (n - 1) / n sent by each device; FSDP gathers the weights twice
-    and scatters the gradients once (Rajbhandari et al. 2020, arXiv:1910.02054, section 7).
+    and scatters the gradients once (Rajbhandari et al. 2020, arXiv:1910.02054, section 7). Copies
+    are brought together once a step, shards after every micro-batch (``Learner.synchronising``).
+
+    Args:
+        work: What each device does of the stage.
+        devices: How many.
+        sharding: What they split.
+        size: Bytes of a number of the products' format, in which blocks are gathered.
     """
-    values = work.learners * work.model.parameters() * (devices - 1) / devices
-    # Gradients travel in float32; gathered weights in the products' format.
-    return values * {"ddp": 2 * 4, "zero2": 4 + 2, "zero3": 4 + 2 * 2}[sharding]
+    weights = work.weights
+    # Gradients travel in float32, as what is outside of the blocks, which stays gathered.
+    if sharding == "ddp":
+        sent = 2 * 4 * weights.learnt
+    else:
+        blocks = size * weights.blocks * (2 if sharding == "zero3" else 1)
+        sent = 4 * weights.learnt + blocks + 4 * weights.outside
+        sent *= _mean(len(step) for step in work.steps)
+        if work.training.optimizer.name == "muon":
+            sent += 2 * weights.learnt_matrices  # every rank orthogonalises whole ones, in bfloat16
+    return work.learners * sent * (devices - 1) / devices

@@ -7,6 +7,9 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+from instar.adapters.base import AdapterConfig
+from instar.adapters.io import is_adapter, read_record
+from instar.adapters.methods import understood
 from instar.adapters.opening import plain_directory
 from instar.checkpoint import read_model_config
 from instar.data.packing import Row, conversation_row
@@ -14,6 +17,7 @@ from instar.data.pairs import Pair, preference_pairs
 from instar.data.readers import Record, read_all
 from instar.errors import UserError
 from instar.files import matching
+from instar.hub import located
 from instar.model.config import ModelConfig
 from instar.planning.workload import Extent
 from instar.tokenizer.chat import prompt_ids
@@ -49,6 +53,7 @@ class Survey:
         self.on_cpu = on_cpu
         self.repeat = 1
         self.models: dict[Path, ModelConfig] = {}
+        self.adapters: dict[Path, AdapterConfig | None] = {}
 
     def at(self, path: Path) -> Path:
         """A path with `{run}` filled in."""
@@ -136,6 +141,15 @@ class Survey:
         if place.exists() or place == directory:  # `{run}/sft` is no name on the hub
             place = plain_directory(place)
         return read_model_config(place)
+
+    def adapter(self, directory: Path) -> AdapterConfig | None:
+        """The adapter that a stage begins with, and that goes on learning; often none."""
+        if directory in self.adapters:
+            return self.adapters[directory]
+        place = self.at(directory)
+        if place == directory:
+            place = located(place)
+        return understood(read_record(place)) if is_adapter(place) else None
 
 
 def _extent(row: Row) -> Extent:

@@ -13,13 +13,15 @@ from dataclasses import replace
 import psutil
 import torch
 
+from instar.adapters.base import store_frozen
 from instar.data.batch import IGNORE, Batch
 from instar.memory import release_freed_memory
 from instar.model import CausalLM, ModelConfig
 from instar.objectives.base import Loss, Objective
 from instar.objectives.language import batch_logprobs
-from instar.planning.prediction import learning_s
+from instar.planning.prediction import learning_s, update_s
 from instar.planning.speed import Line, Speed
+from instar.planning.weights import formed, stop
 from instar.planning.workload import Extent, Step, Workload
 from instar.training.loop import TrainingConfig, accumulate
 from instar.training.meter import Meter
@@ -67,7 +69,7 @@ def tried(work: Workload, speed: Speed) -> Speed:
     alone = replace(work, learners=1)
 
     def parts(step: Step) -> float:
-        return speed.update + sum(learning_s(alone, speed, extent) for extent in step)
+        return update_s(alone, speed) + sum(learning_s(alone, speed, extent) for extent in step)
 
     steps = [shortened(step) for step in typical(work.steps)]
     if max(map(parts, steps)) > MOST_S:
@@ -88,11 +90,13 @@ def tried(work: Workload, speed: Speed) -> Speed:
 
 
 def stepping(work: Workload) -> Callable[[Step], float]:
-    """What takes a step of that size with a model of the stage's shape, and tells its seconds."""
+    """What takes a step of that size with such a model as learns, and tells its seconds."""
     training, device = work.training, torch.device("cpu")
-    model = CausalLM(work.model)
-    model.model.recompute = training.activation_checkpointing
     dtype = resolve(training.precision, device)
+    model = formed(work.model, work.adapter, work.quantize)
+    stop(model, training.layers.freeze)
+    store_frozen(model, dtype)
+    model.model.recompute = training.activation_checkpointing
     learner = Learner(Synthetic(model), dtype=dtype)
     optimizers = Optimizers(learner.objective, training.optimizer, ema=training.ema)
 

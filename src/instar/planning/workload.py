@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice, pairwise
 from typing import cast
 
 import numpy as np
 
+from instar.adapters.base import AdapterConfig
+from instar.adapters.opening import Bits
 from instar.data.batch import Batch, padded_width
 from instar.data.sources import ExampleSource
 from instar.model.config import ModelConfig
+from instar.planning.weights import Weights, weigh
 from instar.rollout.folding import partition, row_tokens
 from instar.rollout.source import RolloutConfig
 from instar.training.loop import TrainingConfig
@@ -84,6 +88,9 @@ class Workload:
         validation: Batches of one validation.
         text_bytes: Text that is read and tokenised before the first step.
         speaks: Whether the model that is kept writes text, and sits exams that ask for it.
+        adapter: What learns in place of the model; a critic is taken to learn as its policy does.
+        quantize: How the weights under an adapter are stored.
+        ties: Copies of what learnt at the start that ties to it hold, float32.
     """
 
     model: ModelConfig
@@ -96,6 +103,9 @@ class Workload:
     validation: Step = field(default_factory=list)
     text_bytes: int = 0
     speaks: bool = True
+    adapter: AdapterConfig | None = None
+    quantize: Bits | None = None
+    ties: int = 0
 
     def shared(self, ranks: int) -> Workload:
         """One rank's part, where several share every step; each measures all held-out data."""
@@ -111,6 +121,12 @@ class Workload:
             steps=[_part(step, ranks) for step in self.steps],
             experience=[replace(one, batch=_part([one.batch], ranks)[0]) for one in parts],
         )
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The numbers of one of its models."""
+        patterns = self.training.layers.freeze
+        return weigh(self.model, self.adapter, self.quantize, patterns)
 
     @property
     def tokens(self) -> int:

@@ -120,6 +120,10 @@ class TrainedStageConfig(StageConfig):
     quantize: Bits | None = None
     """Keep the frozen weights under an adapter in four bits (QLoRA): less memory, slower."""
 
+    def beginning(self) -> Path | None:
+        """The path or name of the model that it begins with; none where that is fresh."""
+        return self.parents()[0]
+
     def origin(self) -> Path:
         """The directory whose model learns."""
         return self.checkpoint(self.parents()[0])

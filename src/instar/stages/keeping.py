@@ -59,9 +59,18 @@ class KeepConfig(Config):
         """Forward passes of the frozen start over every batch."""
         return int(self.kl > 0)
 
-    def needs(self, work: Workload) -> Workload:
-        """What a stage asks of a machine, the frozen start included."""
-        return replace(work, frozen=self.readings, readings=self.readings)
+    def needs(self, work: Workload, on_cpu: bool) -> Workload:
+        """What a stage asks of a machine, the frozen start included.
+
+        Args:
+            work: What it asks without anything that holds it.
+            on_cpu: Whether it runs on a processor; a start that only the product is averaged with
+                stays there.
+        """
+        start = self.kl > 0 or (on_cpu and self.interpolate < 1)
+        # The start, and the way from there, which the backward pass needs; EWC's importance too.
+        ties = 2 * (self.l2_sp > 0) + 3 * (self.ewc > 0)
+        return replace(work, frozen=int(start), readings=self.readings, ties=ties)
 
 
 def replayed(amount: Amount, new: int) -> int:

@@ -101,6 +101,10 @@ class PretrainConfig(TrainedStageConfig):
             return tokenizer
         return [self.init, *(tokenizer if self.corpus else [])]
 
+    def beginning(self) -> Path | None:
+        """The checkpoint to go on from."""
+        return self.init
+
     def held_out(self) -> list[Path]:
         """Held-out text."""
         return [self.corpus / HELD_OUT] if self.corpus else self.valid
@@ -209,7 +213,7 @@ def needs(config: PretrainConfig, survey: Survey) -> Workload:
         validation=cut(sorted(valid, key=len), TOKENS_A_BATCH // max(map(len, valid))),
         text_bytes=survey.text_bytes(*in_memory),
     )
-    return config.keep.needs(work)
+    return config.keep.needs(work, survey.on_cpu)
 
 
 STAGE = Stage(

@@ -161,7 +161,7 @@ def needs(config: SFTConfig, survey: Survey) -> Workload:
         validation=cut(survey.whole().conversations(config.valid), config.batch_size),
         text_bytes=survey.text_bytes(*config.data, *config.replay, *config.replay_conversations),
     )
-    return config.keep.needs(work)
+    return config.keep.needs(work, survey.on_cpu)
 
 
 STAGE = Stage("sft", "teach a pretrained model to answer", SFTConfig, trained(build), build, needs)

@@ -170,7 +170,7 @@ class Optimizers:
         ema: float = 0.0,
     ) -> None:
         factors = factors or {}
-        matrices, tables, vectors = _sort_parameters(model)
+        matrices, tables, vectors = sort_parameters(model)
         if config.name != "muon":
             tables, matrices = tables + list(matrices.values()), {}
         groups = _by_rate({"params": tables, "weight_decay": config.weight_decay}, factors)
@@ -267,7 +267,7 @@ def _muon(
     )
 
 
-def _sort_parameters(
+def sort_parameters(
     model: nn.Module,
 ) -> tuple[dict[str, nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """Matrices of the blocks by name, tables (embeddings and heads), vectors."""
