@@ -61,7 +61,7 @@ def test_those_that_speak_as_wandb_does(
     assert [name for name, _, _ in heard.calls] == ["init", "log", "finish"]
     told = heard.calls[0][2]
     assert told["project"] == "instar" and told["config"] == {"lr": 1}
-    assert "mini/sft" in told.values()
+    assert any(str(value).startswith("mini/sft") for value in told.values())
     assert heard.called("log") == [(({"train/loss": 2.0},), {"step": 3})]
 
 
@@ -126,9 +126,10 @@ def test_trackio_goes_on_with_its_own_run_only(
     """It knows runs by their names: a new one of an old name must not go on in the old one."""
     heard = Heard()
     monkeypatch.setitem(sys.modules, "trackio", heard)
-    for _ in range(2):
-        open_tracker("trackio", "mini/sft", tmp_path, {}, tmp_path).close()
-    assert [kwargs["resume"] for _, kwargs in heard.called("init")] == ["never", "allow"]
+    for work in (tmp_path, tmp_path, None):
+        open_tracker("trackio", "mini/sft", tmp_path, {}, work).close()
+    first, again, other = (kwargs["name"] for _, kwargs in heard.called("init"))
+    assert first == again != other and other.startswith("mini/sft")
 
 
 def test_mlflow_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +141,25 @@ def test_mlflow_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert begun == {"run_name": "mini/sft"}
     assert resumed["run_id"].endswith("in MLflow")
     assert len(heard.called("log_params")) == 1, "it lets nobody change them"
+
+
+def test_a_tracked_run_that_is_gone_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard = Heard()
+    monkeypatch.setitem(sys.modules, "mlflow", heard)
+    open_tracker("mlflow", "mini/sft", tmp_path, {}, tmp_path).close()
+    begin = heard.start_run
+
+    def forgotten(**told: Any) -> Any:
+        if "run_id" in told:
+            raise LookupError("no such run")
+        return begin(**told)
+
+    heard.start_run = forgotten  # type: ignore[attr-defined]
+    open_tracker("mlflow", "mini/sft", tmp_path, {}, tmp_path).close()
+    assert "mlflow cannot go on with the run (no such run)" in capsys.readouterr().err
+    assert len(heard.called("start_run")) == 2
 
 
 def test_a_missing_tracker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

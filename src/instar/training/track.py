@@ -163,15 +163,12 @@ class SwanLab(RunLike):
 
 
 class Trackio(RunLike):
-    """Trackio, which knows runs by their names: the last one of this name goes on.
-
-    A run that is new has to say so, or it would go on in an older one that had its name.
-    """
+    """Trackio, which knows runs by their names: each has one of its own."""
 
     def __init__(self, run: TrackedRun) -> None:
-        resume = "allow" if run.known("trackio") else "never"
-        super().__init__("trackio", name=run.name, config=dict(run.config), resume=resume)
-        run.remember("trackio", run.name)
+        known = run.known("trackio") or f"{run.name} {uuid4().hex[:6]}"
+        super().__init__("trackio", name=known, config=dict(run.config), resume="allow")
+        run.remember("trackio", known)
 
 
 class MLflow:
@@ -268,7 +265,15 @@ def open_tracker(
     Raises:
         UserError: The tracker's package is not installed.
     """
-    return Lenient(which, TRACKERS[which](TrackedRun(name, directory, config, work)))
+    run = TrackedRun(name, directory, config, work)
+    try:
+        return Lenient(which, TRACKERS[which](run))
+    except Exception as error:
+        if isinstance(error, UserError) or not run.known(which):
+            raise
+        print(f"{which} cannot go on with the run ({error}) and begins another", file=sys.stderr)
+        run.remember(which, "")
+        return Lenient(which, TRACKERS[which](run))
 
 
 def _imported(module: str, package: str) -> Any:
