@@ -177,7 +177,9 @@ def test_four_bits_are_fewer(work: Workload) -> None:
         for w in (work, lora, replace(lora, quantize="nf4"))
     ]
     assert weights == sorted(weights, reverse=True)
-    assert replace(lora, quantize="nf4").weights.packed_bytes > 0
+    packed = replace(lora, quantize="nf4").weights
+    assert packed.packed_bytes > 0
+    assert packed.share == pytest.approx(lora.weights.share), "fewer bits are no fewer weights"
 
 
 def test_every_rank_measures_all_held_out_data(work: Workload) -> None:

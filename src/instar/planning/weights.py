@@ -31,7 +31,8 @@ class Weights:
             they are whole.
         blocks: Those within the blocks, whether they learn or not; packed ones apart.
         started: Those that learnt before ``training.layers.freeze`` stopped some.
-        packed_bytes: What is stored in four bits.
+        packed: Those that are stored in four bits.
+        packed_bytes: What they take.
         adapted: Whether an adapter learns.
     """
 
@@ -42,6 +43,7 @@ class Weights:
     frozen_layers: int
     blocks: int
     started: int
+    packed: int
     packed_bytes: int
     adapted: bool
 
@@ -58,7 +60,7 @@ class Weights:
     @property
     def share(self) -> float:
         """How much of the model learns."""
-        return self.learnt / self.numbers
+        return self.learnt / (self.numbers + self.packed)
 
 
 def weigh(
@@ -93,6 +95,7 @@ def weigh(
         frozen_layers=sum(p.numel() for p in frozen if p.dtype == torch.bfloat16),
         blocks=sum(within.values()),
         started=started,
+        packed=sum(layer.in_features * layer.out_features for layer in packed),
         packed_bytes=sum(map(stored_bytes, packed)),
         adapted=bool(model.adapters),
     )
