@@ -216,6 +216,10 @@ def test_many_refusals_in_a_row_are_a_divergence() -> None:
     with pytest.raises(Divergence):
         walk([1.0, 1.0, 1.0, *[math.nan] * 30], steps=100, progress=progress)
     assert (progress.step, progress.refused) == (23, 20)
+    progress = Progress()
+    with pytest.raises(Divergence):
+        walk([1.0] * 60 + [0.0, 0.0, 30.0] * 30, steps=150, progress=progress)
+    assert progress.step == 120, "steps that teach nothing are no sign of recovery"
     objective, progress, _ = walk(([math.nan] * 19 + [1.0]) * 3, steps=60)
     assert progress.skipped == 57 and objective.weight.isfinite().all()
 

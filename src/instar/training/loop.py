@@ -148,7 +148,7 @@ def fit(
         if is_good(norm, progress, config):
             optimizers.step(rate)
             stepped(objective, progress.step + 1, config.steps)
-            progress.refused = 0
+            progress.refused = 0 if norm else progress.refused
         else:
             progress.skipped += 1
             progress.refused += 1
