@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def checkpoint(
         sizes = GPT2_SIZES if family["model_type"] == "gpt2" else SIZES
         config = AutoConfig.for_model(**family, **sizes)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        generator = torch.Generator().manual_seed(len(made))
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         with torch.no_grad():
             for part, weight in model.named_parameters():
                 if weight.dim() == 1 and part.endswith("weight"):
