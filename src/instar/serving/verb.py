@@ -144,7 +144,8 @@ def main(argv: list[str]) -> int:
 
     rules = options.rules()
     _check_port(options.host, options.port)
-    torch.set_num_threads(options.threads or torch.get_num_threads())
+    if options.threads:
+        torch.set_num_threads(options.threads)
     sys.setswitchinterval(SWITCH_S)
     models = load(named(options.models), options.precision)
     for model in models:  # takes a while, for which nobody's stream should stand still
