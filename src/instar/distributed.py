@@ -51,6 +51,8 @@ def launched() -> Iterator[None]:
     Raises:
         UserError: The launcher said too little, or another process went away.
     """
+    # What `training.deterministic` needs; cuBLAS reads it at the first product of all.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if "SLURM_STEP_ID" in os.environ:
         for name, slurm in SLURM.items():
             if found := re.match(r"\d+", os.environ.get(slurm, "")):

@@ -40,7 +40,6 @@ from instar.training.state import (
     Progress,
     Saver,
     WorkDirectory,
-    _mark,
     checksum_of,
     load_tensors,
     save_tensors,
@@ -225,7 +224,7 @@ def test_another_config_begins_anew(pretraining: Callable[[], Job], tmp_path: Pa
     other = WorkDirectory(tmp_path / "out", "another mark")
     assert not other.states() and not other.metrics.exists()
     other.remove()
-    assert list(tmp_path.iterdir()) == []
+    assert WorkDirectory(tmp_path / "out", "mark").states(), "the run before it waits"
 
 
 def test_a_full_disk_leaves_the_last_state(
@@ -293,8 +292,9 @@ def test_without_a_whole_state_nothing_begins_again_by_itself(
         run(pretraining, tmp_path / "out", 10, ctrl_c)
     for path in WorkDirectory(tmp_path / "out", "mark").states():
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"no saved state in .* is whole.*Delete that folder"):
-        run(pretraining, tmp_path / "out")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"no saved state in .* is whole.*Delete that folder"):
+            run(pretraining, tmp_path / "out")
 
 
 def test_a_state_that_cannot_be_read_now_is_not_damaged(
@@ -340,23 +340,25 @@ def test_an_unfinished_run_outlives_a_change_of_settings(
     assert not other.states() and "is kept in" in notes[0]
     again = WorkDirectory(tmp_path / "out", "mark", notes.append)
     assert [p.name for p in again.states()] == states and len(notes) == 1
-    # Two who have come far take turns.
-    run(pretraining, tmp_path / "out")
-    for mark in ("another", "mark", "another"):
+
+
+def test_of_several_unfinished_runs_the_last_two_are_kept(tmp_path: Path) -> None:
+    for mark, kept in (("a", False), ("b", False), ("a", True), ("c", False), ("b", False)):
         work = WorkDirectory(tmp_path / "out", mark)
-        for number in (1, 2) if not work.states() else ():
-            save_tensors(work.path / f"state-{number:06d}.pt", mark)
-        assert _mark(work.path) == mark
-    assert load_tensors(work.states()[0]) == "another"
+        assert [load_tensors(path) for path in work.states()] == [mark] * kept
+        save_tensors(work.path / "state-000002.pt", mark)
+        assert len(list(tmp_path.iterdir())) <= 2
 
 
 def test_what_a_finished_run_left_is_swept_away(tmp_path: Path) -> None:
     work = WorkDirectory(tmp_path / "out", "mark")
-    sweep(tmp_path / "out")
+    sweep(tmp_path / "out", "another")
     assert work.path.exists(), "somebody works there"
-    (work.path / "fingerprint.json").unlink()
+    sweep(tmp_path / "out", "mark")
+    assert not work.path.exists()
+    work.path.mkdir()
     (work.path / "state-000001.pt").write_bytes(b"much")
-    sweep(tmp_path / "out")
+    sweep(tmp_path / "out", "another")
     assert not work.path.exists()
 
 

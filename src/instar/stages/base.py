@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -54,9 +53,6 @@ from instar.training.parallel import Learner
 from instar.training.precision import Precision, resolve
 from instar.training.state import Progress, Saver, WorkDirectory, load_best, sweep
 from instar.training.track import Tracker, open_tracker
-
-# What `training.deterministic` needs, and cuBLAS reads at its first product, whoever asks for it.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @dataclass
@@ -133,7 +129,7 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
     def run(config: T, display: Display) -> Path:
         out, provenance = config.at(config.out), on_main(config.provenance)
         if on_main(lambda: up_to_date(out, provenance, display)):
-            on_main(lambda: sweep(out))
+            on_main(lambda: sweep(out, provenance["fingerprint"]))
             return out
         watch = Stopwatch()
         reset_peak_rss()
@@ -322,11 +318,7 @@ def _roll_back(
             "Lower the learning rate, or set precision to float32.",
         )
     back = saver.load(display.note)
-    if back is None:
-        raise UserError(
-            f"training diverged at step {progress.step}, and no saved state is whole",
-            "Begin again with a lower learning rate.",
-        )
+    assert back is not None  # the first one was saved before the first step
     back.rollbacks = progress.rollbacks + 1
     back.skipped = progress.skipped
     # What `best.pt` holds stays the best.

@@ -134,6 +134,7 @@ class Learner:
         """Go on with those, which all ranks hold."""
         reshard(self.objective)
         own = self._own()
+        state = {name: value for name, value in state.items() if name not in self._frozen}
         if own.keys() != state.keys():
             raise RuntimeError(f"the state is of another model: {own.keys() ^ state.keys()}")
         self.objective.load_state_dict(

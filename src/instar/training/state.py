@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import pickle
@@ -73,7 +74,8 @@ class Progress:
 class WorkDirectory:
     """The folder beside a stage's output in which its unfinished run lives.
 
-    One unfinished run with other settings is kept beside it, and goes on when they are back.
+    Another unfinished run, made from other settings or other data, is kept beside it (of several,
+    the one that was last worked on), and goes on when it is asked for again.
 
     Args:
         out: Where the finished checkpoint will be.
@@ -84,24 +86,37 @@ class WorkDirectory:
     def __init__(
         self, out: Path, fingerprint: str, note: Callable[[str], None] = lambda _: None
     ) -> None:
-        self.path = out.with_name(f".{out.name}.work")
+        self.path = _work_of(out)
         if _mark(self.path) == fingerprint:
             return
-        other, wanted = (self.path.with_name(f"{self.path.name}.{x}") for x in ("other", "wanted"))
-        if _mark(other) == fingerprint:
-            shutil.rmtree(wanted, ignore_errors=True)
-            other.rename(wanted)
-        if _mark(self.path) and len(list(self.path.glob(STATES))) > 1:  # beyond its beginning
-            shutil.rmtree(other, ignore_errors=True)
-            self.path.rename(other)
-            note(f"an unfinished run with other settings is kept in {other}; delete it at will")
-        shutil.rmtree(self.path, ignore_errors=True)
-        if _mark(wanted) == fingerprint:
-            wanted.rename(self.path)
-            return
-        shutil.rmtree(wanted, ignore_errors=True)
-        self.path.mkdir(parents=True)
-        write_json(self.path / MARK, fingerprint)
+        self._put_aside(note)
+        asked = self._aside(fingerprint)
+        if _mark(asked) == fingerprint:
+            asked.rename(self.path)
+        else:
+            self.path.mkdir(parents=True)
+            write_json(self.path / MARK, fingerprint)
+        others = self.path.parent.glob(f"{glob.escape(self.path.name)}.*")
+        for forgotten in sorted(others, key=lambda work: work.stat().st_mtime)[:-1]:
+            _discard(forgotten)
+
+    def _put_aside(self, note: Callable[[str], None]) -> None:
+        """Make room for another run; what had only begun is not kept."""
+        mark = _mark(self.path)
+        beyond = [p for p in self.path.glob("state-*") if not p.name.startswith("state-000001.")]
+        if mark and beyond:
+            aside = self._aside(mark)
+            _discard(aside)
+            self.path.rename(aside)
+            note(
+                f"an unfinished run with other settings or data is kept in {aside}; it goes on "
+                "when they are back"
+            )
+        else:
+            _discard(self.path)
+
+    def _aside(self, mark: str) -> Path:
+        return self.path.with_name(f"{self.path.name}.{mark[:12]}")
 
     @property
     def metrics(self) -> Path:
@@ -130,9 +145,11 @@ class WorkDirectory:
 
     def remove(self) -> None:
         """The run is finished; nothing in here is needed any more."""
-        # First what makes the rest count, lest half of it be taken for a run to go on with.
-        (self.path / MARK).unlink(missing_ok=True)
-        shutil.rmtree(self.path, ignore_errors=True)
+        _discard(self.path)
+
+
+def _work_of(out: Path) -> Path:
+    return out.with_name(f".{out.name}.work")
 
 
 def _mark(work: Path) -> str | None:
@@ -140,11 +157,16 @@ def _mark(work: Path) -> str | None:
     return read_json(work / MARK) if (work / MARK).exists() else None
 
 
-def sweep(out: Path) -> None:
-    """Remove what is left of the folder of a finished run that was killed while it removed it."""
-    work = out.with_name(f".{out.name}.work")
-    if _mark(work) is None:
-        shutil.rmtree(work, ignore_errors=True)
+def _discard(work: Path) -> None:
+    # First what makes the rest count, lest half of it be taken for a run to go on with.
+    (work / MARK).unlink(missing_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def sweep(out: Path, fingerprint: str) -> None:
+    """Remove what a run that is finished has left, if it was killed before it could."""
+    if _mark(_work_of(out)) in (None, fingerprint):
+        _discard(_work_of(out))
 
 
 def checksum_of(path: Path) -> Path:
@@ -328,19 +350,23 @@ class Saver:
         return progress
 
     def _newest(self, warn: Callable[[str], None]) -> Path | None:
-        """The newest whole state; damaged ones get another name."""
+        """The newest whole state; damaged ones are then called so, and do not count."""
         found, metrics = self.work.states(), self.work.metrics
+        damaged: list[Path] = []
         for path in found:
             try:
                 check_tensors(path)
                 written = _read(path)["progress"]["metrics_bytes"]
                 if written > (metrics.stat().st_size if metrics.exists() else 0):
                     raise ValueError("metrics that belong to it are missing")
-                return path
             except (ValueError, pickle.UnpicklingError) as error:
                 warn(f"{path} is damaged ({error}); going back to the one before it")
-                checksum_of(path).unlink()
-                path.rename(path.with_name(f"{path.name}.damaged"))
+                damaged.append(path)
+                continue
+            for other in damaged:
+                checksum_of(other).unlink()
+                other.rename(other.with_name(f"{other.name}.damaged"))
+            return path
         if found:
             raise UserError(
                 f"no saved state in {self.work.path} is whole",
