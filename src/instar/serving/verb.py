@@ -170,6 +170,7 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     server.run()
+    gc.unfreeze()  # or libraries would complain of what is never freed
     return 0 if server.started else 1
 
 
