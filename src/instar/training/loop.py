@@ -148,7 +148,8 @@ def fit(
         if is_good(norm, progress, config):
             optimizers.step(rate)
             stepped(objective, progress.step + 1, config.steps)
-            progress.refused = 0 if norm else progress.refused
+            if norm:
+                progress.refused = 0
         else:
             progress.skipped += 1
             progress.refused += 1
