@@ -13,7 +13,7 @@ import yaml
 
 from instar.errors import UserError
 from instar.stages import verb
-from instar.training.track import open_tracker
+from instar.training.track import TrackedRun, open_tracker
 
 VALUES = {"loss": 2.0, "lr": 0.1}
 
@@ -38,7 +38,7 @@ class Heard:
 def test_wandb_may_go_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heard = Heard()
     monkeypatch.setitem(sys.modules, "wandb", heard)
-    tracker = open_tracker("wandb", "mini/sft", tmp_path, {"lr": 1})
+    tracker = open_tracker("wandb", TrackedRun("mini/sft", tmp_path, {"lr": 1}))
     for step in (3, 2):
         tracker.log({"train/loss": 2.0}, step)
     tracker.close()
@@ -55,7 +55,7 @@ def test_those_that_speak_as_wandb_does(
 ) -> None:
     heard = Heard()
     monkeypatch.setitem(sys.modules, package, heard)
-    tracker = open_tracker(package, "mini/sft", tmp_path, {"lr": 1})  # type: ignore[arg-type]
+    tracker = open_tracker(package, TrackedRun("mini/sft", tmp_path, {"lr": 1}))  # type: ignore[arg-type]
     tracker.log({"train/loss": 2.0}, 3)
     tracker.close()
     assert [name for name, _, _ in heard.calls] == ["init", "log", "finish"]
@@ -70,7 +70,7 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: bool) -
     heard = Heard()
     heard.is_tracking_uri_set = lambda: server  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mlflow", heard)
-    tracker = open_tracker("mlflow", "mini/sft", tmp_path, {"a": {"lr": 1}, "seed": 0})
+    tracker = open_tracker("mlflow", TrackedRun("mini/sft", tmp_path, {"a": {"lr": 1}, "seed": 0}))
     tracker.log({"train/loss": 2.0}, 3)
     tracker.close()
     here = [((f"sqlite:///{tmp_path}/mlflow.db",), {})]
@@ -92,7 +92,7 @@ def test_tensorboard_forgets_steps_that_are_done_again(
     )
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     for steps in ([3, 4], [4, 5, 4]):
-        tracker = open_tracker("tensorboard", "mini/sft", tmp_path, {})
+        tracker = open_tracker("tensorboard", TrackedRun("mini/sft", tmp_path, {}))
         for step in steps:
             tracker.log({"train/loss": 2.0, "train/lr": 0.1}, step)
         tracker.close()
@@ -113,7 +113,7 @@ def test_a_sitting_goes_on_under_the_id_of_the_one_before(
     for work in works:
         work.mkdir()
         for _ in range(2):
-            open_tracker(package, "mini/sft", tmp_path, {}, work).close()
+            open_tracker(package, TrackedRun("mini/sft", tmp_path, {}, work)).close()
     told = [kwargs for _, kwargs in heard.called("init")]
     assert all(kwargs["resume"] == "allow" for kwargs in told)
     first, second, third, fourth = (kwargs["id"] for kwargs in told)
@@ -127,7 +127,7 @@ def test_trackio_goes_on_with_its_own_run_only(
     heard = Heard()
     monkeypatch.setitem(sys.modules, "trackio", heard)
     for work in (tmp_path, tmp_path, None):
-        open_tracker("trackio", "mini/sft", tmp_path, {}, work).close()
+        open_tracker("trackio", TrackedRun("mini/sft", tmp_path, {}, work)).close()
     first, again, other = (kwargs["name"] for _, kwargs in heard.called("init"))
     assert first == again != other and other.startswith("mini/sft")
 
@@ -136,7 +136,7 @@ def test_mlflow_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     heard = Heard()
     monkeypatch.setitem(sys.modules, "mlflow", heard)
     for lr in (1, 1):
-        open_tracker("mlflow", "mini/sft", tmp_path, {"lr": lr}, tmp_path).close()
+        open_tracker("mlflow", TrackedRun("mini/sft", tmp_path, {"lr": lr}, tmp_path)).close()
     (_, begun), (_, resumed) = heard.called("start_run")
     assert begun == {"run_name": "mini/sft"}
     assert resumed["run_id"].endswith("in MLflow")
@@ -148,7 +148,7 @@ def test_a_tracked_run_that_is_gone_begins_anew(
 ) -> None:
     heard = Heard()
     monkeypatch.setitem(sys.modules, "mlflow", heard)
-    open_tracker("mlflow", "mini/sft", tmp_path, {}, tmp_path).close()
+    open_tracker("mlflow", TrackedRun("mini/sft", tmp_path, {}, tmp_path)).close()
     begin = heard.start_run
 
     def forgotten(**told: Any) -> Any:
@@ -157,7 +157,7 @@ def test_a_tracked_run_that_is_gone_begins_anew(
         return begin(**told)
 
     heard.start_run = forgotten  # type: ignore[attr-defined]
-    open_tracker("mlflow", "mini/sft", tmp_path, {}, tmp_path).close()
+    open_tracker("mlflow", TrackedRun("mini/sft", tmp_path, {}, tmp_path)).close()
     assert "mlflow cannot go on with the run (no such run)" in capsys.readouterr().err
     assert len(heard.called("start_run")) == 2
 
@@ -165,7 +165,7 @@ def test_a_tracked_run_that_is_gone_begins_anew(
 def test_a_missing_tracker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"wandb is not installed\. pip install wandb"):
-        open_tracker("wandb", "mini/sft", tmp_path, {})
+        open_tracker("wandb", TrackedRun("mini/sft", tmp_path, {}))
 
 
 def test_one_that_fails_is_left_out_and_the_run_goes_on(
@@ -177,7 +177,7 @@ def test_one_that_fails_is_left_out_and_the_run_goes_on(
     heard = Heard()
     heard.log = unreachable  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", heard)
-    tracker = open_tracker("wandb", "mini/sft", tmp_path, {})
+    tracker = open_tracker("wandb", TrackedRun("mini/sft", tmp_path, {}))
     tracker.log({"train/loss": 2.0}, 3)
     tracker.log({"train/loss": 2.0}, 4)
     tracker.close()

@@ -52,7 +52,7 @@ from instar.training.optimizer import Optimizers
 from instar.training.parallel import Learner
 from instar.training.precision import Precision, resolve
 from instar.training.state import Progress, Saver, WorkDirectory, load_best, sweep
-from instar.training.track import Tracker, open_tracker
+from instar.training.track import TrackedRun, Tracker, open_tracker
 
 
 @dataclass
@@ -139,12 +139,12 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
         job = build(config)
         how = _arithmetic(job, config.training)
         display.note(f"{config.stage}: products in {how['products']}, {how['code']}")
-        record = {"name": f"{config.run.name}/{out.name}", "directory": config.run}
-        record |= {"config": config.model_dump(mode="json"), "work": work.path}
+        name, settings = f"{config.run.name}/{out.name}", config.model_dump(mode="json")
+        record = TrackedRun(name, config.run, settings, work.path)
         with ExitStack() as stack:
             trackers = []
             for which in config.training.track if is_main() else ():
-                trackers.append(open_tracker(which, **record))
+                trackers.append(open_tracker(which, record))
                 stack.callback(trackers[-1].close)
             progress = _train(job, config.training, work, watch, display, trackers)
         weights = learnt_weights(job.product)

@@ -105,12 +105,15 @@ class RunLike:
 
     Args:
         package: Which.
-        told: What it is asked to begin, or to go on with.
+        run: What it is to show.
+        known: The run's id there; one that is known goes on.
+        told: What else it is asked.
     """
 
-    def __init__(self, package: str, **told: Any) -> None:
+    def __init__(self, package: str, run: TrackedRun, known: str, **told: Any) -> None:
         self.module = _imported(package, package)
-        self.module.init(project=PROJECT, **told)
+        self.module.init(project=PROJECT, config=dict(run.config), resume="allow", **told)
+        run.remember(package, known)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """One row."""
@@ -129,15 +132,8 @@ class WeightsAndBiases(RunLike):
 
     def __init__(self, run: TrackedRun) -> None:
         known = run.known("wandb") or uuid4().hex
-        super().__init__(
-            "wandb",
-            name=run.name,
-            config=dict(run.config),
-            dir=str(run.directory),
-            id=known,
-            resume="allow",
-        )
-        run.remember("wandb", known)
+        place = str(run.directory)
+        super().__init__("wandb", run, known, id=known, name=run.name, dir=place)
         self.module.define_metric("step")
         self.module.define_metric("*", step_metric="step")
 
@@ -151,15 +147,8 @@ class SwanLab(RunLike):
 
     def __init__(self, run: TrackedRun) -> None:
         known = run.known("swanlab") or uuid4().hex
-        super().__init__(
-            "swanlab",
-            experiment_name=run.name,
-            config=dict(run.config),
-            logdir=str(run.directory / "swanlab"),
-            id=known,
-            resume="allow",
-        )
-        run.remember("swanlab", known)
+        place = str(run.directory / "swanlab")
+        super().__init__("swanlab", run, known, id=known, experiment_name=run.name, logdir=place)
 
 
 class Trackio(RunLike):
@@ -167,8 +156,7 @@ class Trackio(RunLike):
 
     def __init__(self, run: TrackedRun) -> None:
         known = run.known("trackio") or f"{run.name} {uuid4().hex[:6]}"
-        super().__init__("trackio", name=known, config=dict(run.config), resume="allow")
-        run.remember("trackio", known)
+        super().__init__("trackio", run, known, name=known)
 
 
 class MLflow:
@@ -246,26 +234,12 @@ TRACKERS: dict[TrackerName, Callable[[TrackedRun], Tracker]] = {
 }
 
 
-def open_tracker(
-    which: TrackerName,
-    name: str,
-    directory: Path,
-    config: Mapping[str, Any],
-    work: Path | None = None,
-) -> Tracker:
+def open_tracker(which: TrackerName, run: TrackedRun) -> Tracker:
     """Begin to track a run, or go on with what an earlier sitting of it began.
-
-    Args:
-        which: The tracker.
-        name: Of the run, such as ``mini/sft``.
-        directory: Where trackers that write files may do so.
-        config: The stage's settings.
-        work: The directory of the unfinished run, which keeps the trackers' ids.
 
     Raises:
         UserError: The tracker's package is not installed.
     """
-    run = TrackedRun(name, directory, config, work)
     try:
         return Lenient(which, TRACKERS[which](run))
     except Exception as error:
