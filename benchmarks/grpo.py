@@ -32,7 +32,7 @@ from instar.data.readers import read_all
 from instar.memory import keep_freed_memory
 from instar.model import CausalLM
 from instar.model.transformer import initialize
-from instar.stages.base import learners, prepared
+from instar.stages.preparing import learners, prepared
 from instar.stages.rlvr import RLVRConfig, build
 from instar.tokenizer.hf import save_tokenizer
 from instar.training.interrupt import Interruptible

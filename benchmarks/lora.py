@@ -32,7 +32,7 @@ from instar.data.sources import ExampleSource
 from instar.distributed import default_device
 from instar.lineage import peak_rss_bytes, reset_peak_rss
 from instar.memory import keep_freed_memory
-from instar.stages.base import learners, prepared
+from instar.stages.preparing import learners, prepared
 from instar.stages.sft import SFTConfig, build
 from instar.training.interrupt import Interruptible
 from instar.training.loop import fit

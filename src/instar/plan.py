@@ -161,7 +161,7 @@ def measured(
         met: Shapes of products of this stage and all before it.
         exam: What is asked after the stage.
     """
-    speed = tried(work, trial.speed(work.model, work.training, bool(work.experience)))
+    speed = tried(work, trial.speed(work.model, work.training, work.rollout))
     alone = predict(work, speed, hardware, base_bytes=base_bytes)
     life = predict(work, speed, hardware, base_bytes=base_bytes, met=met)
     kernels = kernel_bytes(len(met), item_bytes(work, hardware))

@@ -27,8 +27,9 @@ from instar.errors import UserError
 from instar.machine import product_flops
 from instar.model import layers
 from instar.objectives import functional
-from instar.stages.base import Job, learners, prepared
+from instar.stages.base import Job
 from instar.stages.config import TrainedStageConfig
+from instar.stages.preparing import learners, prepared
 from instar.stages.registry import STAGES
 from instar.stages.verb import read
 from instar.training.arithmetic import compiles

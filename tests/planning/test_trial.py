@@ -9,6 +9,7 @@ from torch import nn
 from instar.model import ModelConfig
 from instar.planning import trial
 from instar.planning.trial import saved_bytes
+from instar.rollout.source import RolloutConfig
 from instar.tokenizer.hf import Tokenizer, save_tokenizer
 from instar.training.loop import TrainingConfig
 from instar.training.optimizer import OptimizerConfig
@@ -40,11 +41,11 @@ def test_what_was_tried_is_not_tried_again(
     state = torch.get_rng_state()
     for name, sampled in (("adamw", False), ("muon", False), ("adamw", True), ("adamw", True)):
         training = TrainingConfig(steps=1, optimizer=OptimizerConfig(name=name))  # type: ignore[arg-type]
-        speed = machine.speed(shape, training, sampled)
+        speed = machine.speed(shape, training, RolloutConfig() if sampled else None)
         assert speed.update > 0 and speed.saved(64, 8) > 0 and speed.head_saved(10) > 0
         assert (speed.decode_rest(8, 24) > 0) == sampled
     assert tried == ["_try_parts", "_try_update", "_try_update", "_try_decoding"]
     assert torch.equal(torch.get_rng_state(), state), "training draws what it would have drawn"
     rougher = OptimizerConfig(name="muon", muon_iterations=3)
-    machine.speed(shape, TrainingConfig(steps=1, optimizer=rougher), False)
+    machine.speed(shape, TrainingConfig(steps=1, optimizer=rougher), None)
     assert tried.count("_try_update") == 3, "another setting of the same rule"

@@ -170,3 +170,9 @@ def test_what_was_sampled_is_counted_once_and_also_where_it_is_not_learnt_from(
     other = sourced(engine)
     other.load_state_dict(source.state_dict())
     assert other.sampled == expected
+
+
+def test_a_policy_writes_in_the_format_of_its_training_unless_told() -> None:
+    assert RolloutConfig().written_in(torch.float32) == "float32"
+    assert RolloutConfig().written_in(torch.bfloat16) == "bfloat16"
+    assert RolloutConfig(precision="int8").written_in(torch.float32) == "int8"

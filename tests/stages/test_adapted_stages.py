@@ -20,8 +20,7 @@ from instar.generation.stopping import Stopping
 from instar.lineage import hash_file
 from instar.objectives.language import batch_logprobs
 from instar.planning.survey import Survey
-from instar.stages import base as stages_base
-from instar.stages import dpo, sft
+from instar.stages import dpo, preparing, sft
 from instar.stages.registry import STAGES
 from instar.tokenizer.hf import Tokenizer
 from instar.training.display import Display
@@ -191,12 +190,12 @@ def test_what_needs_whole_weights_is_refused_where_they_are_spread(
     settings = values["sft"] | {"adapter": {"method": method}, "init": base}
     config = sft.SFTConfig.parse(settings | {"training": {"steps": 1, "parallel": "zero3"}}, "test")
     objective = sft.build(config).objective
-    monkeypatch.setattr(stages_base, "world", lambda: (0, 2))
+    monkeypatch.setattr(preparing, "world", lambda: (0, 2))
     if method == "lora":
-        stages_base.prepared(objective, config.training)
+        preparing.prepared(objective, config.training)
         return
     with pytest.raises(UserError, match=rf"{method} needs whole ones.*parallel to ddp"):
-        stages_base.prepared(objective, config.training)
+        preparing.prepared(objective, config.training)
 
 
 def test_another_base_is_refused(life: Path, values: Values, base: str) -> None:

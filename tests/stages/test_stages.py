@@ -166,7 +166,7 @@ def test_a_failed_stage_keeps_the_last_good_one(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("instar.stages.base.save_model", full)
+    monkeypatch.setattr("instar.stages.running.save_model", full)
     with pytest.raises(OSError, match="No space left"):
         run(values["pretrain"] | {"seed": 1})
     assert hash_file(out / "model.safetensors") == before

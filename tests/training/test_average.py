@@ -14,7 +14,8 @@ from torch import nn
 from instar.data.sources import PackedSource
 from instar.lineage import Stopwatch
 from instar.objectives.language import NextToken
-from instar.stages.base import Job, _train
+from instar.stages.base import Job
+from instar.stages.running import _train
 from instar.tokenizer.hf import Tokenizer
 from instar.training.average import Average
 from instar.training.display import Display

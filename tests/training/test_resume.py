@@ -26,7 +26,8 @@ from instar.objectives.clipped import ActorCritic
 from instar.objectives.language import NextToken
 from instar.rollout.judges import Preferred
 from instar.rollout.source import RolloutConfig, RolloutSource
-from instar.stages.base import Job, _train
+from instar.stages.base import Job
+from instar.stages.running import _train
 from instar.tokenizer.hf import Tokenizer
 from instar.training import state
 from instar.training.display import Display

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from instar.generation.engine import Engine
+from instar.generation.engine import Engine, Precision
 from instar.generation.sampling import Sampling
 from instar.generation.stopping import Stopping
 from instar.model import CausalLM, ModelConfig
 from instar.model.transformer import decoder_of
 from instar.objectives.functional import token_logprobs
 from instar.planning.speed import Line, Speed
+from instar.rollout.source import RolloutConfig
 from instar.tokenizer.hf import Tokenizer
 from instar.training.loop import TrainingConfig
 from instar.training.optimizer import OptimizerConfig, Optimizers
@@ -34,16 +35,18 @@ class Trial:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self._parts: dict[tuple[ModelConfig, torch.dtype], Speed] = {}
-        self._decoding: dict[tuple[ModelConfig, torch.dtype], tuple[Line, Line]] = {}
+        self._writing: dict[tuple[ModelConfig, Precision], tuple[Line, Line]] = {}
         self._updates: dict[tuple[ModelConfig, OptimizerConfig], float] = {}
 
-    def speed(self, model: ModelConfig, training: TrainingConfig, sampled: bool) -> Speed:
+    def speed(
+        self, model: ModelConfig, training: TrainingConfig, rollout: RolloutConfig | None
+    ) -> Speed:
         """This machine's speed, after some seconds of trying what was not tried before.
 
         Args:
             model: The shape.
             training: Says in which format, and which rule moves the weights.
-            sampled: Whether the stage samples; if not, decoding is not tried.
+            rollout: How the stage samples; if it does not, decoding is not tried.
         """
         moved = (model, training.optimizer)
         with torch.random.fork_rng(devices=[]):
@@ -53,11 +56,18 @@ class Trial:
                 self._parts[computed] = _try_parts(model, self.tokenizer, dtype)
             if moved not in self._updates:
                 self._updates[moved] = _try_update(model, training.optimizer)
-            if sampled and computed not in self._decoding:
-                self._decoding[computed] = _try_decoding(model, self.tokenizer, dtype)
-        decode, rest = self._decoding[computed] if sampled else (Line(), Line())
+            decode, rest = self._decoding(model, rollout, dtype) if rollout else (Line(), Line())
         update = self._updates[moved]
         return replace(self._parts[computed], update=update, decode=decode, decode_rest=rest)
+
+    def _decoding(
+        self, model: ModelConfig, rollout: RolloutConfig, dtype: torch.dtype
+    ) -> tuple[Line, Line]:
+        """Seconds of a new token: of one block, and of everything else."""
+        written = (model, rollout.written_in(dtype))
+        if written not in self._writing:
+            self._writing[written] = _try_decoding(model, self.tokenizer, written[1])
+        return self._writing[written]
 
 
 def _try_parts(model: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype) -> Speed:
@@ -221,10 +231,9 @@ def _try_update(model: ModelConfig, config: OptimizerConfig) -> float:
 
 
 def _try_decoding(
-    model: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype
+    model: ModelConfig, tokenizer: Tokenizer, precision: Precision
 ) -> tuple[Line, Line]:
-    """Seconds of a new token: of one block, and of everything else."""
-    precision = "bfloat16" if dtype == torch.bfloat16 else "float32"
+    """The same, for one way of writing."""
     shallow = [_shallow(model, layers) for layers in (1, 2)]
     engines = [Engine(part, tokenizer, precision=precision) for part in shallow]
     points: list[list[tuple[float, float, float]]] = [[], []]
@@ -237,8 +246,7 @@ def _try_decoding(
 
             def write(new: int, engine: Engine = engine, prompts: list[list[int]] = prompts):
                 stopping = Stopping(frozenset(), max_new_tokens=new)
-                with autocast(dtype, torch.device("cpu")):
-                    engine.generate(prompts, Sampling(), stopping)
+                engine.generate(prompts, Sampling(), stopping)
 
             write(2)
             prefill = _timed(lambda write=write: write(1))

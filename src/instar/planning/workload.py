@@ -85,6 +85,7 @@ class Workload:
         frozen: Models that only annotate.
         readings: Forward passes of frozen models over every micro-batch.
         experience: Typical rollouts; none where nothing is sampled.
+        rollout: How they are sampled; none as well.
         validation: Batches of one validation.
         text_bytes: Text that is read and tokenised before the first step.
         speaks: Whether the model that is kept writes text, and sits exams that ask for it.
@@ -100,6 +101,7 @@ class Workload:
     frozen: int = 0
     readings: int = 0
     experience: list[Experience] = field(default_factory=list)
+    rollout: RolloutConfig | None = None
     validation: Step = field(default_factory=list)
     text_bytes: int = 0
     speaks: bool = True

@@ -51,6 +51,12 @@ class RolloutConfig(Config):
     micro_batch: Positive = 64
     """Replies a micro-batch."""
 
+    def written_in(self, products: torch.dtype) -> Precision:
+        """The format in which a policy answers whose training multiplies in ``products``."""
+        if self.precision != "auto":
+            return self.precision
+        return "float32" if products == torch.float32 else "bfloat16"
+
 
 @dataclass(frozen=True)
 class Rollout:

@@ -20,8 +20,9 @@ from instar.objectives.language import batch_logprobs
 from instar.objectives.preference import DPO, IPO, ORPO, PairLoss, Pairwise, SimPO
 from instar.planning.survey import Survey
 from instar.planning.workload import Workload
-from instar.stages.base import Job, Stage, trained
+from instar.stages.base import Job, Stage
 from instar.stages.pairs import PairsConfig
+from instar.stages.running import trained
 from instar.stages.validation import held_out
 
 Positive = Annotated[float, Gt(0)]

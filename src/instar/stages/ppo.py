@@ -11,13 +11,16 @@ from instar.adapters.base import frozen_twin
 from instar.adapters.opening import load_score_model, load_tokenizer, to_learn
 from instar.data.readers import read_all
 from instar.distributed import default_device
+from instar.generation.engine import Engine
 from instar.objectives.clipped import ActorCritic
 from instar.planning.survey import Survey
 from instar.planning.workload import Workload, rollout_steps, rollouts
 from instar.rollout.judges import Preferred
 from instar.rollout.source import RolloutConfig, RolloutSource
-from instar.stages.base import Job, Stage, sampler, trained
+from instar.stages.base import Job, Stage
 from instar.stages.config import TrainedStageConfig
+from instar.stages.running import trained
+from instar.training.precision import resolve
 
 Share = Annotated[float, Ge(0), Le(1)]
 
@@ -85,7 +88,8 @@ def build(config: PPOConfig) -> Job:
         unfinished_penalty=config.unfinished_penalty,
     )
     tasks = read_all(map(config.at, config.prompts), ("messages",))
-    engine = sampler(policy, tokenizer, config.rollout, config.training.precision)  # type: ignore[arg-type]
+    dtype = resolve(config.training.precision, default_device())
+    engine = Engine(policy, tokenizer, precision=config.rollout.written_in(dtype))  # type: ignore[arg-type]
     source = RolloutSource(tasks, engine, judge, config.rollout, config.seed)  # type: ignore[arg-type]
     objective = ActorCritic(
         policy,
@@ -121,6 +125,7 @@ def needs(config: PPOConfig, survey: Survey) -> Workload:
         learners=2,
         frozen=2,
         experience=made,
+        rollout=config.rollout,
         text_bytes=survey.text_bytes(*config.prompts),
     )
 

@@ -26,9 +26,10 @@ from instar.model import CausalLM, ModelConfig
 from instar.model.transformer import initialize
 from instar.planning.survey import Survey
 from instar.planning.workload import Extent, Workload, cut
-from instar.stages.base import Job, Stage, trained
+from instar.stages.base import Job, Stage
 from instar.stages.config import TrainedStageConfig
 from instar.stages.keeping import Amount, KeepConfig, drawn, hold, replayed
+from instar.stages.running import trained
 from instar.tokenizer.hf import Tokenizer
 
 Positive = Annotated[int, Gt(0)]

@@ -16,8 +16,9 @@ from instar.model.config import RewardForm
 from instar.objectives.reward import BradleyTerry
 from instar.planning.survey import Survey
 from instar.planning.workload import Workload, headless
-from instar.stages.base import Job, Stage, trained
+from instar.stages.base import Job, Stage
 from instar.stages.pairs import PairsConfig
+from instar.stages.running import trained
 from instar.stages.validation import held_out
 
 

@@ -12,6 +12,7 @@ from instar.adapters.opening import load_tokenizer
 from instar.data.readers import read_all
 from instar.distributed import default_device
 from instar.errors import UserError
+from instar.generation.engine import Engine
 from instar.objectives.clipped import ClippedPolicy
 from instar.planning.survey import Survey
 from instar.planning.workload import Workload, rollout_steps, rollouts
@@ -19,8 +20,10 @@ from instar.rollout.advantages import Normalisation
 from instar.rollout.judges import Verified
 from instar.rollout.source import RolloutConfig, RolloutSource
 from instar.rollout.verifiers import VERIFIERS
-from instar.stages.base import Job, Stage, sampler, trained
+from instar.stages.base import Job, Stage
 from instar.stages.config import TrainedStageConfig
+from instar.stages.running import trained
+from instar.training.precision import resolve
 
 
 class RLVRConfig(TrainedStageConfig):
@@ -82,7 +85,8 @@ def build(config: RLVRConfig) -> Job:
         normalisation=config.normalisation,
         max_new_tokens=rollout.max_new_tokens,
     )
-    engine = sampler(policy, tokenizer, rollout, config.training.precision)  # type: ignore[arg-type]
+    dtype = resolve(config.training.precision, default_device())
+    engine = Engine(policy, tokenizer, precision=rollout.written_in(dtype))  # type: ignore[arg-type]
     source = RolloutSource(tasks, engine, judge, rollout, config.seed)  # type: ignore[arg-type]
     objective = ClippedPolicy(policy, config.clip_low, config.clip_high, kl_weight=config.kl_weight)
     learn = policy.config.flops_per_token(rollout.max_new_tokens)
@@ -119,6 +123,7 @@ def needs(config: RLVRConfig, survey: Survey) -> Workload:
         rollout_steps(made, rollout, kept, model, survey.on_cpu),
         frozen=reference,
         experience=made,
+        rollout=rollout,
         text_bytes=survey.text_bytes(*config.tasks),
     )
 

@@ -17,9 +17,10 @@ from instar.data.sources import ExampleSource
 from instar.distributed import default_device, world
 from instar.planning.survey import Survey
 from instar.planning.workload import Extent, Workload, cut, example_steps
-from instar.stages.base import Job, Stage, trained
+from instar.stages.base import Job, Stage
 from instar.stages.config import TrainedStageConfig
 from instar.stages.keeping import Amount, KeepConfig, drawn, hold, replayed
+from instar.stages.running import trained
 from instar.stages.validation import held_out
 from instar.tokenizer.hf import Tokenizer
 
