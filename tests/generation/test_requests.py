@@ -10,6 +10,7 @@ import torch
 
 from instar.errors import UserError
 from instar.generation import GREEDY, Engine, Reply, Request, Sampling, Stopping
+from instar.generation.choosing import choose
 from instar.tokenizer.hf import Tokenizer
 
 STOPPING = Stopping(frozenset(), max_new_tokens=12)
@@ -254,6 +255,43 @@ def test_changed_weights_forget_what_was_read(engine: Engine):
     assert after.logprobs != before.logprobs
     fresh = alone(Engine(model, engine.tokenizer), request)
     assert after.ids == fresh.ids and after.logprobs == pytest.approx(fresh.logprobs, abs=1e-6)
+
+
+def test_logits_that_are_no_numbers_end_their_own_reply_alone(engine: Engine):
+    sound, broken = (Reply(Request([7], GREEDY, STOPPING), 4, engine.tokenizer) for _ in range(2))
+    logits = torch.randn(2, 262)
+    logits[1, 5] = torch.nan
+    choose(logits, [sound, broken], 262)
+    assert (len(sound.ids), sound.finish) == (1, None)
+    assert (broken.ids, broken.finish) == ([], "failed")
+    with pytest.raises(UserError, match="not numbers"):
+        broken.completed()
+
+
+class Helpless:
+    """A grammar that cannot say what may follow."""
+
+    finished = False
+
+    def allowed(self) -> torch.Tensor:
+        raise UserError("no idea", "Ask somebody else.")
+
+    def accept(self, token: int) -> None:
+        pass
+
+
+def test_a_grammar_that_fails_ends_its_own_reply_alone(engine: Engine):
+    crowd = Engine(engine.model, engine.tokenizer)
+    plain = crowd.submit(Request([7, 8], GREEDY, STOPPING))
+    bound = crowd.submit(Request([7, 9], GREEDY, STOPPING, constraint=Helpless()))
+    finish(crowd)
+    assert bound.finish == "failed" and "no idea" in str(bound.failure) and not bound.ids
+    assert plain.ids == alone(engine, plain.request).ids
+
+
+def test_next_to_no_temperature_is_none(engine: Engine):
+    cold = alone(engine, Request([7, 8], Sampling(temperature=1e-40), STOPPING))
+    assert cold.ids == alone(engine, Request([7, 8], GREEDY, STOPPING)).ids
 
 
 def test_wrong_requests_are_refused(engine: Engine):

@@ -74,6 +74,11 @@ def test_a_call_that_was_not_closed_counts_if_it_is_whole() -> None:
         ("hm</think>yes", True, "hm", "yes"),
         ("<think>never closed", False, "never closed", ""),
         ("a <thin", False, "", "a <thin"),
+        (" \n<thin", False, "", " \n<thin"),
+        ("\n<think>hm</think>yes", False, "hm", "yes"),
+        ("Use `<think>` so.", False, "", "Use `<think>` so."),
+        ("<think>a</think>b<think>c</think>", False, "a", "b<think>c</think>"),
+        ("a</think>b<think>c", True, "a", "b<think>c"),
     ],
 )
 def test_thinking(text: str, begun: bool, thought: str, answer: str) -> None:
@@ -92,6 +97,13 @@ def test_a_speaker_sorts_thoughts_words_and_calls() -> None:
     assert "".join(each.content for each in said) == "One moment. "
     assert [call.name for each in said for call in each.calls] == ["f"]
     assert speaker.finish("stop") == "tool_calls" and speaker.finish("timeout") == "length"
+
+
+def test_a_reply_of_a_given_form_is_no_thought() -> None:
+    said = Speaker(None, True, ScreenedText(None)).push(CALL, True)
+    assert not said.thought and [call.name for call in said.calls] == ["f"]
+    said = Speaker(None, False, ScreenedText(None)).push('"<think>"', True)
+    assert (said.thought, said.content) == ("", '"<think>"')
 
 
 def test_turns_that_every_template_knows() -> None:

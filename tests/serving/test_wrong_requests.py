@@ -171,12 +171,70 @@ def test_time_is_bounded(serving: Callable[..., Any]) -> None:
     with serving(bounds=Bounds(timeout_s=0.0)) as server:
         answer = ask(server)
         assert error_of(answer, 503)["code"] == "timeout" and "Retry-After" in answer.headers
+        for path, body in (
+            ("/v1/chat/completions", {"messages": HELLO}),
+            ("/v1/completions", {"prompt": "hi"}),
+        ):  # a stream has begun with 200 by then
+            last = post(server, path, json={**body, "stream": True}).text.split("\n\n")[-3]
+            assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
     with serving(bounds=Bounds(timeout_s=0.1, usual_tokens=4000)) as server:
         body = {"messages": HELLO, "model": "wide", "logit_bias": {"3": -100, "5": -100}}
         answer = post(server, json=body)
         choice = answer.json()["choices"][0]
         assert choice["finish_reason"] == "length"
         assert 0 < answer.json()["usage"]["completion_tokens"] < 1900
+
+
+def test_a_grammar_that_takes_too_long_is_given_up(
+    serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("instar.serving.grammar.MOST_S", 0.0)
+    pattern = {"type": "regex", "pattern": "(([a-z]{0,100}){0,100}){0,100}"}
+    with serving() as server:
+        error = error_of(ask(server, response_format=pattern), 400)
+        assert "too long" in error["message"] and "Simplify" in error["message"]
+        last = ask(server, response_format=pattern, stream=True).text.split("\n\n")[-3]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "invalid_value"
+        assert ask(server).status_code == 200
+
+
+def test_the_prompts_own_logprobs_are_not_passed_over_in_silence(
+    serving: Callable[..., Any],
+) -> None:
+    with serving() as server:
+        body = {"prompt": "hi", "echo": True, "logprobs": 1, "max_tokens": 1}
+        error = error_of(post(server, "/v1/completions", json=body), 400)
+        assert error["param"] == "echo"
+
+
+def test_a_fault_of_ours_is_told_and_counted(
+    serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving() as server:
+        engine = server.state.models[0].engine
+
+        def fail() -> None:
+            raise RuntimeError("a fault")
+
+        monkeypatch.setattr(engine, "step", fail)
+        assert error_of(ask(server), 500)["code"] == "internal"
+        last = ask(server, stream=True).text.split("\n\n")[-3]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "internal"
+        assert ask(server, model="rlvr").status_code == 200, "the other models go on"
+        monkeypatch.undo()
+        assert ask(server).status_code == 200
+        counted = httpx.get(server.url + "/metrics").text
+        assert 'instar_requests_total{path="/v1/chat/completions",status="500"} 1.0' in counted
+        assert 'status="499"' not in counted
+
+
+def test_first_tokens_are_counted_however_they_are_asked_for(serving: Callable[..., Any]) -> None:
+    with serving() as server:
+        ask(server, n=2)
+        ask(server, stream=True)
+        post(server, "/v1/completions", json={"prompt": "hi", "max_tokens": 2, "stream": True})
+        counted = httpx.get(server.url + "/metrics").text
+        assert 'instar_first_token_seconds_count{model="sft"} 4.0' in counted
 
 
 def test_tokens_are_bounded(serving: Callable[..., Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,20 +13,24 @@ from instar.generation.reply import Reply
 from instar.generation.sampling import NEVER, Sampling, draw, warp
 
 
-def choose(logits: Tensor, replies: Sequence[Reply], known: int) -> list[int]:
-    """Draw a token for every row and give it to its reply.
+class NotNumbersError(UserError):
+    """The model's logits are not numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's logits are not numbers (NaN)",
+            "Its training diverged or its file is damaged; use an earlier checkpoint.",
+        )
+
+
+def choose(logits: Tensor, replies: Sequence[Reply], known: int) -> None:
+    """Draw a token for every row and give it to its reply; a reply that cannot go on fails alone.
 
     Args:
         logits: What the model says of the next token ``(R, V)``, float32.
         replies: The rows' replies; those of finished rows are none of ours.
         known: Tokens that the tokenizer knows; the model may have a longer vocabulary, of whose
             rest none is drawn.
-
-    Returns:
-        The tokens.
-
-    Raises:
-        UserError: The logits are not numbers.
     """
     drawn = torch.empty(len(replies), dtype=torch.long, device=logits.device)
     for sampling, rows in _alike(replies):
@@ -35,16 +40,13 @@ def choose(logits: Tensor, replies: Sequence[Reply], known: int) -> list[int]:
         drawn[some] = _draw(_shaped(own, sampling, whose), sampling, whose)
     every = logits.log_softmax(dim=-1)
     logprobs = every.gather(1, drawn[:, None]).squeeze(1).tolist()
-    if any(logprob != logprob for logprob in logprobs):
-        raise UserError(
-            "the model's logits are not numbers (NaN)",
-            "Its training diverged or its file is damaged; use an earlier checkpoint.",
-        )
     likeliest = _likeliest(every, replies)
     tokens = drawn.tolist()
     for row, reply in enumerate(replies):
-        reply.add(tokens[row], logprobs[row], likeliest.get(row))
-    return tokens
+        if math.isnan(logprobs[row]):
+            reply.fail(NotNumbersError())
+        if not reply.failure:
+            reply.add(tokens[row], logprobs[row], likeliest.get(row))
 
 
 def _alike(replies: Sequence[Reply]) -> list[tuple[Sampling, list[int]]]:
@@ -93,16 +95,20 @@ def _counts(ids: Sequence[int], like: Tensor) -> Tensor:
 
 
 def _allowed(reply: Reply, like: Tensor) -> Tensor:
-    """What a reply's grammar lets come next; everything where it has none."""
+    """What a reply's grammar lets come next; everything where it has none, or is of no help."""
     everything = torch.ones(like.shape[1], dtype=torch.bool, device=like.device)
     constraint = reply.request.constraint
     if constraint is None:
         return everything
-    allowed = constraint.allowed().to(like.device)[: like.shape[1]]
+    try:
+        allowed = constraint.allowed().to(like.device)[: like.shape[1]]
+        if not bool(allowed.any()):
+            raise UserError("a grammar lets no token follow", "Let it say that it is finished.")
+    except UserError as error:
+        reply.fail(error)
+        return everything
     everything[: len(allowed)] = allowed
     everything[len(allowed) :] = False
-    if not bool(everything.any()):
-        raise UserError("a grammar lets no token follow", "Let it say that it is finished.")
     return everything
 
 

@@ -167,7 +167,7 @@ class Engine:
 
         Raises:
             UserError: A prompt is empty or longer than the context; ``samples`` or ``seed`` is
-                out of range.
+                out of range; the model's logits are not numbers.
         """
         if samples < 1:
             raise UserError(f"samples is {samples}", "Choose 1 or more.")
@@ -230,6 +230,8 @@ class Engine:
                 if len(reply.text) > shown:
                     yield reply.text[shown:]
                     shown = len(reply.text)
+            if reply.failure:
+                raise reply.failure
         finally:
             self.cancel(reply)  # whoever stops listening frees the slot
 

@@ -7,13 +7,14 @@ from typing import Literal
 
 import numpy as np
 
+from instar.errors import UserError
 from instar.generation.request import Request
 from instar.generation.stopping import StopScanner
 from instar.tokenizer.hf import StreamDecoder, Tokenizer
 
-Finish = Literal["stop", "length", "cancelled", "timeout"]
+Finish = Literal["stop", "length", "cancelled", "timeout", "failed"]
 """Why a reply ended: a stop token, a stop string or its grammar; no more room, in the reply or in
-the context; nobody wants it any more; its time was up."""
+the context; nobody wants it any more; its time was up; it cannot go on."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Reply:
         top_logprobs: The likeliest tokens at each place, with their log-probabilities, if asked.
         text: What may be shown.
         finish: Why it ended, once it has.
+        failure: What is wrong where it cannot go on.
     """
 
     def __init__(self, request: Request, limit: int, tokenizer: Tokenizer) -> None:
@@ -58,6 +60,7 @@ class Reply:
         self.top_logprobs: list[list[tuple[int, float]]] = []
         self.text = ""
         self.finish: Finish | None = None if limit else "length"
+        self.failure: UserError | None = None
         self._decoder = StreamDecoder(tokenizer)
         self._scanner = StopScanner(request.stopping.strings)
         self._uniforms: np.ndarray | None = None
@@ -99,7 +102,14 @@ class Reply:
             self.finish = why
             self.text += self._scanner.push(self._decoder.flush()) + self._scanner.flush()
 
+    def fail(self, failure: UserError) -> None:
+        """It cannot go on; its neighbours can."""
+        self.failure = failure
+        self.end("failed")
+
     def completed(self) -> Completion:
-        """The finished reply."""
+        """The finished reply; raises ``UserError`` where it could not be finished."""
+        if self.failure:
+            raise self.failure
         assert self.finish is not None
         return Completion(self.ids, self.logprobs, self.finish, self.text)

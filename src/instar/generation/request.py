@@ -17,7 +17,11 @@ class Constraint(Protocol):
     """A grammar: which tokens may come next. Each request has one of its own."""
 
     def allowed(self) -> Bool[Tensor, " v"]:
-        """Which of the tokenizer's tokens may come next; those that stop a reply included."""
+        """Which of the tokenizer's tokens may come next; those that stop a reply included.
+
+        Raises:
+            UserError: It cannot say; the reply then fails.
+        """
         ...
 
     def accept(self, token: int) -> None:

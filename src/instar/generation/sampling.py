@@ -17,6 +17,9 @@ from instar.errors import UserError
 
 NEVER = float("-inf")
 
+COLDEST = 1e-6
+"""Below this temperature only the likeliest token could be drawn, and quotients would overflow."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -66,7 +69,7 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken, without chance."""
-        return self.temperature == 0
+        return self.temperature < COLDEST
 
     @property
     def remembers(self) -> bool:
@@ -155,5 +158,5 @@ def draw(logits: Float[Tensor, "b v"], uniforms: Float[Tensor, " b"]) -> Int[Ten
     cumulative = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
     threshold = uniforms.double()[:, None] * cumulative[:, -1:]
     index = torch.searchsorted(cumulative, threshold, right=True)
-    # Beyond the end only if the logits are not numbers; the engine reports that.
+    # Beyond the end only if the logits are not numbers, of which `choose` tells.
     return index.squeeze(-1).clamp(max=logits.shape[-1] - 1)

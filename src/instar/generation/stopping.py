@@ -60,7 +60,7 @@ class StopScanner:
         if matches:
             self.found, self._held = True, ""
             return text[: min(matches)[1]]
-        safe = len(text) - max((_overlap(text, s) for s in self.strings), default=0)
+        safe = len(text) - max((overlap(text, s) for s in self.strings), default=0)
         self._held = text[safe:]
         return text[:safe]
 
@@ -70,7 +70,7 @@ class StopScanner:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest ending of ``text`` that is a beginning of ``stop``."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -17,7 +17,7 @@ from instar.errors import UserError
 from instar.generation import Sampling, Stopping
 from instar.generation.request import Constraint
 from instar.generation.request import Request as Wish
-from instar.serving.errors import ApiError, ErrorReply, later
+from instar.serving.errors import ApiError, ErrorReply
 from instar.serving.metrics import Metrics
 from instar.serving.openai_types import AnyObject, OfRegex, OfSchema, Sampled, biases, given
 from instar.serving.safety import Filter
@@ -254,24 +254,20 @@ class Answering:
 
 
 async def finished(server: Server, writing: Writing) -> list[Step]:
-    """The last step of every reply, in order.
-
-    Raises:
-        ApiError: The time was over before one of them had begun.
-    """
+    """The last step of every reply, in order; raises as ``Writing.steps``."""
     last = dict[int, Step]()
     try:
         async for step in writing.steps():
             last[step.index] = step
     finally:
         server.worker.close(writing)
-    if any(step.finish == "timeout" and not step.ids for step in last.values()):
-        raise later("the reply's turn did not come in time", "timeout", 5, status=503)
     return [last[index] for index in range(writing.replies)]
 
 
 def count_step(server: Server, model: Served, step: Step) -> None:
     """Note what is new of a reply."""
     server.metrics.tokens.labels(model.name, "completion").inc(len(step.ids))
+    if step.waited_s is not None:
+        server.metrics.first_token_s.labels(model.name).observe(step.waited_s)
     if step.finish:
         server.metrics.replies.labels(model.name, step.finish).inc()

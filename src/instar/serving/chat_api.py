@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
@@ -52,13 +51,14 @@ class Speaker:
     """Sorts one reply's text into thoughts, words and calls of functions.
 
     Args:
-        thinks: Whether the prompt has opened the thinking already.
+        thinks: Whether the prompt has opened the thinking already; None where the reply has a form
+            from its first token on, which leaves no room for thoughts.
         calls: Whether calls are looked for.
         screened: Holds back what a filter stops.
     """
 
-    def __init__(self, thinks: bool, calls: bool, screened: ScreenedText) -> None:
-        self._thinking = Thinking(thinks)
+    def __init__(self, thinks: bool | None, calls: bool, screened: ScreenedText) -> None:
+        self._thinking = None if thinks is None else Thinking(thinks)
         self._parser = CallParser() if calls else None
         self.screened = screened
         self.called = 0
@@ -66,8 +66,9 @@ class Speaker:
     def push(self, text: str, last: bool) -> Said:
         """Sort the next piece; with the last one comes all that was held back."""
         said = Said()
-        pieces = [self._thinking.push(self.screened.push(text, last))]
-        if last:
+        text = self.screened.push(text, last)
+        pieces = [self._thinking.push(text) if self._thinking else ("", text)]
+        if last and self._thinking:
             pieces.append(self._thinking.flush())
         for thought, answer in pieces:
             said.thought += thought
@@ -154,7 +155,7 @@ async def _begin(request: ChatRequest, server: Server) -> Asked:
     prompt, asked_for = await aside(ready)
     writing = await server.worker.write(model.engine, asked_for, bool(request.stream))
     server.metrics.tokens.labels(model.name, "prompt").inc(len(prompt))
-    thinks = begun(model.tokenizer, prompt)
+    thinks = None if asked_for[0].constraint else begun(model.tokenizer, prompt)
     speakers = [Speaker(thinks, bool(offered), ScreenedText(server.screen)) for _ in asked_for]
     return Asked(server, model, writing, len(prompt), request, speakers)
 
@@ -191,15 +192,11 @@ async def _chunks(asked: Asked) -> AsyncGenerator[dict[str, Any]]:
     counted = options is not None and options.include_usage
     if counted:
         frame["usage"] = None
-    written, first = 0, True
+    written = 0
     try:
         for index in range(asked.writing.replies):
             yield _chunk(frame, index, {"role": "assistant", "content": ""})
         async for step in asked.writing.steps():
-            if first:
-                waited_s = time.perf_counter() - asked.writing.started_s
-                asked.server.metrics.first_token_s.labels(asked.model.name).observe(waited_s)
-                first = False
             written += len(step.ids)
             count_step(asked.server, asked.model, step)
             for chunk in _step_chunks(asked, frame, step):

@@ -88,6 +88,14 @@ async def _begin(request: CompletionRequest, server: Server) -> Asked:
     model = server.find(request.model)
     tokenizer = model.tokenizer
     samples = given(request.n, 1)
+    if request.echo and request.logprobs is not None:
+        raise ApiError(
+            400,
+            "echo beside logprobs would need those of the prompt, which are not kept. Ask for one "
+            "of them; `lm_eval --model hf` scores a checkpoint's directory.",
+            "unsupported_value",
+            "echo",
+        )
 
     def ready() -> tuple[list[list[int]], list[Any]]:
         prompts = _prompts(request, tokenizer)

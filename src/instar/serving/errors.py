@@ -83,39 +83,36 @@ def _type(status: int) -> str:
     return words.get(status, "invalid_request_error" if status < 500 else "server_error")
 
 
-def handle_errors(app: FastAPI) -> None:
-    """Give every error of an app the shape of ``ErrorReply``."""
+def told(error: Exception, where: str) -> ApiError:
+    """What a client is told of an error.
 
-    async def ours(_: Request, error: Exception) -> Response:
-        assert isinstance(error, ApiError)
-        return error.response()
-
-    async def users(_: Request, error: Exception) -> Response:
-        return ApiError(400, str(error), "invalid_value").response()
-
-    async def invalid(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return _explained(error).response()
-
-    async def http(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+    Args:
+        error: What was raised.
+        where: The path that was asked for, for the log.
+    """
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, UserError):
+        return ApiError(400, str(error), "invalid_value")
+    if isinstance(error, RequestValidationError):
+        return _explained(error)
+    if isinstance(error, HTTPException):
         detail = str(error.detail)
         if error.status_code == 400 and "parsing" in detail:
             detail = "the body is not JSON in UTF-8. Send an object like those of /openapi.json."
-        return ApiError(error.status_code, detail, headers=error.headers).response()
+        return ApiError(error.status_code, detail, headers=error.headers)
+    log.error("a fault of ours at %s", where, exc_info=error)
+    return ApiError(500, "a fault of the server; its log says more", "internal")
 
-    async def fault(request: Request, error: Exception) -> Response:
-        log.error("a fault of ours at %s", request.url.path, exc_info=error)
-        return ApiError(500, "a fault of the server; its log says more", "internal").response()
 
-    for kind, handler in (
-        (ApiError, ours),
-        (UserError, users),
-        (RequestValidationError, invalid),
-        (HTTPException, http),
-        (Exception, fault),
-    ):
-        app.add_exception_handler(kind, handler)
+def handle_errors(app: FastAPI) -> None:
+    """Give every error of an app the shape of ``ErrorReply``."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        return told(error, request.url.path).response()
+
+    for kind in (ApiError, UserError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, answer)
 
 
 def _explained(error: RequestValidationError) -> ApiError:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from instar.serving.asking import unless_gone
-from instar.serving.errors import ApiError
+from instar.serving.errors import told
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """Nobody on the way is to keep the events, nor to wait until there are more of them."""
@@ -44,8 +44,8 @@ class EventStream(Response):
                 try:
                     async for event in self._events:
                         await send(_part(event))
-                except ApiError as error:  # it is too late for another status
-                    await send(_part(error.body()))
+                except Exception as error:  # it is too late for another status
+                    await send(_part(told(error, scope["path"]).body()))
             await send(DONE)
             await send({"type": BODY, "body": b""})
 

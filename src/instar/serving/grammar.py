@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,10 @@ MOST_KEYS = 500
 
 MOST_CHARACTERS = 65_536
 """The longest schema or expression."""
+
+MOST_S = 1.0
+"""Seconds of a processor that one reply's grammar may take, since everyone waits for it. Most take
+less than a millisecond a token; one that is ambiguous may take more with every token."""
 
 KEPT_BYTES = 64 << 20
 """Memory for compiled grammars that may be asked for again."""
@@ -172,10 +177,18 @@ class Grammar:
         self._check_at = limit
         self._closing = False
         self._last: int | None = None
+        self._spent_s = 0.0
 
     def allowed(self) -> Tensor:
-        """Which tokens may come next, ``(V,)``."""
+        """Which tokens may come next, ``(V,)``; raises ``UserError`` where that takes too long."""
+        begun_s = time.thread_time()
         mask = self._mask(self._matcher, self._last)
+        self._spent_s += time.thread_time() - begun_s
+        if self._spent_s > MOST_S:
+            raise UserError(
+                "it takes too long to find out which tokens fit the schema or expression",
+                "Simplify it: repetitions within repetitions are the usual cause.",
+            )
         if not mask.any():  # a dead end, which a schema without any solution can lead to
             mask[self._vocabulary.stops] = True
         if self._margin is not None and not self._closing and self._left <= self._check_at:

@@ -76,6 +76,9 @@ class Counted:
 
         try:
             await self.app(scope, receive, noting)
+        except Exception:  # which is answered outside of this
+            status = 500
+            raise
         finally:
             # The route's pattern, not the path: whoever tries paths makes no new counters.
             path = getattr(scope.get("route"), "path", "other")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from instar.generation.stopping import overlap
+
 
 class Between:
     """Cuts a stream of text at an opening and a closing tag.
@@ -37,7 +39,7 @@ class Between:
             self.inside = not self.inside
             parts.append((self.inside, ""))
             text = rest
-        safe = len(text) - _begun(text, tag)
+        safe = len(text) - overlap(text, tag)
         if safe:
             parts.append((self.inside, text[:safe]))
         self._held = text[safe:]
@@ -47,9 +49,3 @@ class Between:
         """What was held back; it cannot become a tag any more."""
         held, self._held = self._held, ""
         return [(self.inside, held)] if held else []
-
-
-def _begun(text: str, tag: str) -> int:
-    """Length of the longest ending of ``text`` that begins the tag."""
-    longest = min(len(text), len(tag) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(tag[:n])), 0)

@@ -13,8 +13,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from instar.errors import UserError
 from instar.generation import Engine
+from instar.generation.choosing import NotNumbersError
 from instar.generation.engine import Reply
 from instar.generation.request import Request
 from instar.serving.errors import ApiError, later
@@ -37,6 +37,7 @@ class Step:
         logprobs: Their log-probabilities.
         top_logprobs: The likeliest tokens at their places.
         finish: Why it ended, if it did.
+        waited_s: Seconds until its first token, where that is among these.
     """
 
     index: int
@@ -45,6 +46,7 @@ class Step:
     logprobs: list[float]
     top_logprobs: list[list[tuple[int, float]]]
     finish: str | None
+    waited_s: float | None = None
 
 
 @dataclass
@@ -60,6 +62,8 @@ class _Job:
     shown: int = 0
     next_s: float = 0.0
     """When there may be news again."""
+    waited_s: float | None = None
+    """Until its first token."""
 
 
 @dataclass
@@ -80,15 +84,25 @@ class Writing:
     events: asyncio.Queue[Step | Exception | None] = field(default_factory=asyncio.Queue)
 
     async def steps(self) -> AsyncIterator[Step]:
-        """The steps of all replies, as they come; raises what kept them from being written."""
-        awaited = self.replies
+        """The steps of all replies, as they come.
+
+        Raises:
+            ApiError: The time was over before one of them had begun, or the model failed.
+            UserError: One of them cannot have the form that was asked for.
+        """
+        awaited, begun = self.replies, set[int]()
         while awaited:
             event = await self.events.get()
             if isinstance(event, Exception):
                 raise event
-            if event is not None:
-                awaited -= bool(event.finish)
-                yield event
+            if event is None:
+                continue
+            if event.ids:
+                begun.add(event.index)
+            elif event.finish == "timeout" and event.index not in begun:
+                raise later("the reply's turn did not come in time", "timeout", 5, status=503)
+            awaited -= bool(event.finish)
+            yield event
 
 
 class Worker:
@@ -212,10 +226,11 @@ class Worker:
                 continue
             try:
                 engine.step()
-            except UserError as error:  # the model's weights are no numbers, for example
-                log.error("%s", error)
-                failure = ApiError(500, str(error), "model_failed")
-                self._fail([job for job in self._jobs if job.engine is engine], failure)
+            except Exception as error:  # a fault of ours must not silence the other models
+                log.exception("an engine failed")
+                self._fail([job for job in self._jobs if job.engine is engine], error)
+        for job in [job for job in self._jobs if job.reply and job.reply.failure]:
+            self._fail([job], _blamed(job))
         pause_s = len(self._jobs) / NEWS_PER_S
         news = [(job.writing, step) for job in self._jobs if (step := _news(job, pause_s))]
         if any(step.finish for _, step in news):
@@ -231,16 +246,29 @@ class Worker:
             self._usual_s += (took_s - self._usual_s) / 10
 
 
+def _blamed(job: _Job) -> Exception:
+    """Why a reply failed: through the model, or through what was asked of it."""
+    assert job.reply is not None and job.reply.failure is not None
+    failure = job.reply.failure
+    if not isinstance(failure, NotNumbersError):
+        return failure
+    log.error("%s", failure)
+    return ApiError(500, str(failure), "model_failed")
+
+
 def _news(job: _Job, pause_s: float) -> Step | None:
     """What is to be told of a reply, if anything; then nothing for so many seconds."""
     reply = job.reply
     assert reply is not None
     now = time.perf_counter()
+    if reply.ids and job.waited_s is None:
+        job.waited_s = now - job.writing.started_s
     due = job.writing.every_step and len(reply.text) > job.shown and now >= job.next_s
     if not due and not reply.finish:
         return None
     job.next_s = now + pause_s
     told, end = job.told, len(reply.ids)
+    waited_s = job.waited_s if end and not told else None
     text = reply.text[job.shown :]
     job.told, job.shown = end, len(reply.text)
     return Step(
@@ -250,6 +278,7 @@ def _news(job: _Job, pause_s: float) -> Step | None:
         reply.logprobs[told:end],
         reply.top_logprobs[told:end],
         reply.finish,
+        waited_s,
     )
 
 
