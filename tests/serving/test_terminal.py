@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from instar.data.schema import Message
 from instar.errors import UserError
@@ -175,6 +176,26 @@ def test_only_finished_models_that_can_speak_are_listed(runs, tmp_path: Path, mo
     shutil.copy(runs / "sft" / "config.json", tmp_path / "reward")
     talk(monkeypatch, "/stage\n", None, str(tmp_path / "sft"))
     assert capsys.readouterr().err.strip() == "Stages: sft"
+
+
+def test_a_model_of_the_hub_has_its_own_name_and_no_stages(
+    runs, tmp_path: Path, monkeypatch, capsys
+):
+    home = tmp_path / "models--ours--model"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("a" * 40)
+    for revision in ("a" * 40, "b" * 40):
+        shutil.copytree(runs / "sft", home / "snapshots" / revision)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Engine, "stream", lambda *args: iter(["yes"]))
+    watch(monkeypatch, ["hi", "/stage", "/stage " + "b" * 40])
+    assert main(["ours/model"]) == 0
+    out, notes = capsys.readouterr()
+    assert "ours/model › yes" in out
+    assert "ours/model is listening" in notes and "Stages: none" in notes
+    assert "beside ours/model" in notes
 
 
 def test_the_filter_stops_messages_and_replies(runs, monkeypatch, capsys, tmp_path: Path):

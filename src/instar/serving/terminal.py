@@ -20,6 +20,7 @@ from rich.console import Console
 from instar.config import stdout_is_terminal
 from instar.data.schema import Message
 from instar.errors import UserError
+from instar.hub import located
 from instar.serving.generate import SamplingOptions
 from instar.serving.safety import Filter, Gate, instead
 
@@ -102,7 +103,11 @@ class Chat:
         self.sampling = options.sampling()
         self.out = Console(highlight=False)
         self.notes = Console(stderr=True, highlight=False, style="dim", soft_wrap=True)
-        self.directory = options.directory.resolve()
+        here = located(options.directory)
+        self.fetched = here != options.directory
+        self.directory = here.resolve()
+        # What the hub's cache calls a directory is a hash.
+        self.name = options.directory.as_posix() if self.fetched else self.directory.name
         self.engine: Engine = Engine.load(self.directory, options.precision)
         self.stopping = options.stopping(self.engine, chat=True)
         self.filter = Filter.load(log=options.safety_log) if options.safety else None
@@ -131,7 +136,7 @@ class Chat:
                 self.reset()
                 self.note("A new conversation.")
             case ["/stage"]:
-                self.note("Stages: " + ", ".join(self.stages()))
+                self.note("Stages: " + (", ".join(self.stages()) or "none"))
             case ["/stage", name]:
                 self.switch(name)
             case ["/temperature", value]:
@@ -143,7 +148,9 @@ class Chat:
         return True
 
     def stages(self) -> list[str]:
-        """Names of the checkpoints beside this one that can speak."""
+        """Names of the checkpoints beside this one that can speak; a model of the hub has none."""
+        if self.fetched:
+            return []
         found = self.directory.parent.glob("*/generation_config.json")
         names = [path.parent.name for path in found]
         return sorted(name for name in names if not name.startswith("."))
@@ -153,12 +160,14 @@ class Chat:
         from instar.generation import Engine
 
         directory = self.directory.parent / name
-        if not directory.is_dir():
-            known = ", ".join(self.stages())
-            raise UserError(f"there is no stage {name!r} in {directory.parent}", f"Try {known}.")
+        if self.fetched or not directory.is_dir():
+            known = ", ".join(self.stages()) or "none"
+            raise UserError(
+                f"there is no stage {name!r} beside {self.name}", f"There are: {known}."
+            )
         self.engine = Engine.load(directory, self.options.precision)
         self.stopping = self.options.stopping(self.engine, chat=True)
-        self.directory = directory
+        self.directory, self.name = directory, directory.name
         self.note(f"You are talking with {name} now.")
 
     def set_temperature(self, value: str) -> None:
@@ -220,7 +229,7 @@ class Chat:
         seed = self.options.seed + len(kept)
         said = ""
         if self.person:
-            self.out.print(f"{self.directory.name} › ", style="bold green", end="", markup=False)
+            self.out.print(f"{self.name} › ", style="bold green", end="", markup=False)
         try:
             for piece in self.pieces(prompt, seed):
                 said += piece
@@ -281,7 +290,7 @@ def main(argv: list[str]) -> int:
     try:
         chat = Chat(options, person)
         if person:
-            chat.note(f"{chat.directory.name} is listening. /help lists commands, Ctrl-D leaves.")
+            chat.note(f"{chat.name} is listening. /help lists commands, Ctrl-D leaves.")
         return chat.run()
     except KeyboardInterrupt:
         print(file=sys.stderr)
