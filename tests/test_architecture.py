@@ -17,6 +17,7 @@ ORDER = (
     "processor",
     "files",
     "config",
+    "help",
     "hub",
     "recipes",
     "distributed",

@@ -65,12 +65,32 @@ def test_every_verb_explains_itself(
     assert f"instar {verb}" in shown and len(shown) > 100
 
 
+@pytest.mark.parametrize(
+    ("verb", "told"),
+    [
+        ("grow", "pretraining learn from it in place"),  # a dataclass
+        ("grow", "are kept; an interrupted one goes on where"),  # its own docstring
+        ("merge", "equal ones by default. Of `ties`"),
+        ("sft", "After twenty skipped in a row, the run goes back"),  # a record within another
+        ("sft", "all of it (WiSE-FT"),  # a line that begins with no letter
+    ],
+)
+def test_sentences_of_help_flow(
+    verb: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, verb, "--help")
+    assert told in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
 def test_usage(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, *arguments) == 0
-    assert "usage: instar" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "usage: instar" in shown and "--debug" in shown and "--version" in shown
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

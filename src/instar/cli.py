@@ -50,6 +50,7 @@ def usage() -> str:
         "",
         "  instar VERB --help   explains a verb and all of its options",
         "  instar --debug VERB  shows the traceback of an error",
+        "  instar --version     says which version this is",
         "",
         "Begin with: instar grow",
     ]
@@ -86,12 +87,15 @@ def main() -> int:
 
 
 def _run(verb: str, rest: list[str]) -> int:
+    from instar.help import FLOWING
+
     # `data` and `tokenizer` are families of verbs and stages: a recipe's file means the stage.
     is_stage = verb in ("data", "tokenizer") and bool(rest) and rest[0].endswith(".yaml")
     module = import_module("instar.stages.verb" if is_stage else VERBS[verb][0])
-    if module.__name__ == "instar.stages.verb":
-        return module.main(verb, rest)
-    return module.main(rest)
+    with FLOWING:
+        if module.__name__ == "instar.stages.verb":
+            return module.main(verb, rest)
+        return module.main(rest)
 
 
 def _guarded(action: Callable[[], int], debug: bool) -> int:

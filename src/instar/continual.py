@@ -96,8 +96,7 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     """The verb ``continual``."""
-    prog = "instar continual"
-    arguments = tyro.cli(Arguments, args=argv, prog=prog, description=Arguments.__doc__)
+    arguments = tyro.cli(Arguments, args=argv, prog="instar continual")
     config = read_config(ContinualConfig, arguments.recipe)
     if arguments.run:
         config = config.model_copy(update={"run": arguments.run})

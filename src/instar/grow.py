@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,7 +68,7 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     """The verb ``grow``."""
-    description = f"{Arguments.__doc__}\n\nRecipes: {', '.join(known())}."
+    description = f"{inspect.getdoc(Arguments)}\n\nRecipes: {', '.join(known())}."
     arguments = tyro.cli(Arguments, args=argv, prog="instar grow", description=description)
     life, run, configs = read_life(arguments.recipe, arguments.out)
     if arguments.corpus:

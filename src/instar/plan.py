@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
@@ -75,7 +76,7 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     """The verb ``plan``."""
-    description = f"{Arguments.__doc__}\n\nRecipes: {', '.join(known())}."
+    description = f"{inspect.getdoc(Arguments)}\n\nRecipes: {', '.join(known())}."
     arguments = tyro.cli(Arguments, args=argv, prog="instar plan", description=description)
     life, run, configs = read_life(arguments.recipe, arguments.out)
     hardware = machines.find(arguments.hardware)

@@ -36,8 +36,7 @@ def prepare(
     Args:
         recipe: Name of a corpus recipe (web, books, plain), or a YAML file.
         out: Directory of the corpus.
-        input: A file, folder, pattern or hub dataset (`NAME:SUBSET`), beside those of the recipe;
-            may be given again.
+        input: A file, folder, pattern or hub dataset (`NAME:SUBSET`), beside the recipe's own.
         runner: `local`, `ray`, or a cluster's address, `ray://HOST:PORT`.
         workers: Processes on this machine; by default one a core.
         on_error: What an unreadable file or record does, if not as the recipe says.

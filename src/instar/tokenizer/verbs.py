@@ -85,8 +85,14 @@ def train(
     """Learn a tokenizer from your own text.
 
     Starts from single bytes and joins the most frequent pair of neighbours, again and again,
-    until the vocabulary is full. Above 64 MB of text (about a minute of work) the Rust library
-    `tokenizers` does the same, with the same outcome.
+    until the vocabulary is full. Hugging Face's library `tokenizers` does the same above 64 MB of
+    text (about a minute of work), with the same outcome.
+
+    With `--kind sentencepiece-bpe` characters are joined; with `sentencepiece-unigram` the pieces
+    are kept that make the text most probable. Both need `make corpus`, and hold the whole text in
+    memory. `instar tokenizer compare` tells which suits you.
+
+    Choose text like what the model will read later, in the same proportions.
 
     A larger vocabulary makes text shorter, but every token costs a row of the embedding: 2048
     suits a model of a few million parameters, 32000 one of a billion.
@@ -94,14 +100,11 @@ def train(
     For example: instar tokenizer train corpus.jsonl --vocab-size 2048 --out tokenizer
 
     Args:
-        files: Text to learn from: .txt, or .jsonl with a field "text". Choose what the model
-            will read later, in the same proportions.
+        files: Text to learn from: .txt, or .jsonl with a field "text".
         out: Directory to write; AutoTokenizer of transformers opens it, too.
         vocab_size: Tokens in all: 6 control tokens, 256 bytes, and the rest merges or pieces.
         max_length: The longest input of the model to come, in tokens; only noted down.
-        kind: bpe joins bytes. sentencepiece-bpe joins characters, sentencepiece-unigram keeps the
-            pieces that make the text most probable; both need `pip install 'instar[corpus]'` and
-            hold the whole text in memory. `instar tokenizer compare` tells which suits you.
+        kind: How it is learnt; see above.
     """
     if not files:
         raise UserError("no files were given", "Name at least one .txt or .jsonl file.")
