@@ -221,3 +221,21 @@ def test_choices_of_stages() -> None:
     assert choose(stages, Arguments(until="sft")) == ["data", "tokenizer", "sft"]
     assert choose(stages, Arguments(only=["dpo", "data"])) == ["data", "dpo"]
     assert choose(stages, Arguments(skip=["data"], until="sft")) == ["tokenizer", "sft"]
+
+
+def test_every_adapter_that_help_names_can_be_chosen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from instar.stages import verb
+    from instar.stages.config import TrainedStageConfig
+
+    path = ROOT / "recipes" / "mini" / "sft.yaml"
+    assert {"lora", "dora", "ia3", "prompt"} <= set(verb.ADAPTERS)
+    for name in (*verb.ADAPTERS, "none"):
+        config = verb.read("sft", path, ["--adapter", name], "instar sft")
+        assert isinstance(config, TrainedStageConfig)
+        assert (config.adapter.method if config.adapter else "none") == name
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "sft", "--help")
+    assert f"({', '.join(verb.ADAPTERS)}, none)" in capsys.readouterr().out

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from instar.adapters.methods import Method
 from instar.config import override, read_yaml
 from instar.distributed import launched
 from instar.errors import UserError
 from instar.recipes import find
-from instar.stages.config import StageConfig
+from instar.stages.config import StageConfig, TrainedStageConfig
 from instar.stages.registry import STAGES
 from instar.training.display import Display
 from instar.training.loop import TrainingConfig
+
+ADAPTERS = [method.model_fields["method"].default for method in get_args(get_args(Method)[0])]
+"""What `--adapter` may be besides `none`."""
 
 
 def main(name: str, argv: list[str]) -> int:
@@ -52,10 +57,12 @@ def read(name: str, path: Path, options: list[str], prog: str) -> StageConfig:
     cls = STAGES[name].config
     # As `grow` does: a recipe's stages live in a directory of that recipe's name.
     values = {"run": f"runs/{path.resolve().parent.name}"} | read_yaml(path)
-    description = (
-        f"{cls.__doc__}\n\nDefaults below are those of {path}. `--training.` may be left out: "
-        "--optimizer.lr 3e-4."
-    )
+    description = f"{inspect.getdoc(cls)}\n\nDefaults below are those of {path}."
+    if issubclass(cls, TrainedStageConfig):
+        description += (
+            " `--training.` may be left out: --optimizer.lr 3e-4. `--adapter METHOD` "
+            f"({', '.join(ADAPTERS)}, none) adds an adapter; with it, --help lists its settings."
+        )
     options = [_whole(option, cls) for option in options]
     values |= _methods(options)
     return override(cls.parse(values, str(path)), options, prog, description)
