@@ -223,6 +223,28 @@ def test_choices_of_stages() -> None:
     assert choose(stages, Arguments(skip=["data"], until="sft")) == ["tokenizer", "sft"]
 
 
+def test_trackers_and_sharding_of_a_whole_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from instar import grow
+    from instar.stages.config import StageConfig, TrainedStageConfig
+
+    met: list[dict[str, StageConfig]] = []
+    monkeypatch.setattr(grow, "grow", lambda life, configs, run, display: met.append(configs))
+    command = ("grow", "smoke", "--out", str(tmp_path / "run"))
+    options = ("--track", "tensorboard", "wandb", "--parallel", "zero3")
+    assert call(monkeypatch, *command) == 0
+    assert call(monkeypatch, *command, *options) == 0
+    means = {"training": {"track", "parallel"}}
+    for plain, told in zip(met[0].values(), met[1].values(), strict=True):
+        assert told.model_dump(exclude=means) == plain.model_dump(exclude=means)
+        if isinstance(told, TrainedStageConfig):
+            assert told.training.track == ["tensorboard", "wandb"]
+            assert told.training.parallel == "zero3"
+        else:
+            assert told == plain
+
+
 def test_every_adapter_that_help_names_can_be_chosen(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

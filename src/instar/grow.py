@@ -16,11 +16,13 @@ from instar.distributed import is_main, launched, on_main
 from instar.errors import UserError
 from instar.evaluation.examine import ExamConfig, Examiner
 from instar.recipes import find, known
-from instar.stages.config import StageConfig
+from instar.stages.config import StageConfig, TrainedStageConfig
 from instar.stages.corpus import INSTEAD, OwnTextConfig, own_text
 from instar.stages.registry import STAGES
 from instar.stages.sft import SFTConfig
 from instar.training.display import Display
+from instar.training.parallel import Parallel
+from instar.training.track import TrackerName
 
 REPLY_TOKENS = 192
 """Tokens that a reply may have where it may be a whole document of the user's."""
@@ -64,16 +66,27 @@ class Arguments:
     """Leave these stages out."""
     until: str | None = None
     """Stop after this stage."""
+    track: list[TrackerName] = field(default_factory=list)
+    """Trackers that show the metrics of every stage as well, if they are installed."""
+    parallel: Parallel | None = None
+    """What each of several processes holds, in every stage: `ddp` a copy of the models, `zero2`
+    shards of gradients and optimizer state, `zero3` (FSDP) shards of all that learns, `hsdp` those
+    within each node. By default as each stage's file says."""
 
 
 def main(argv: list[str]) -> int:
     """The verb ``grow``."""
-    description = f"{inspect.getdoc(Arguments)}\n\nRecipes: {', '.join(known())}."
+    description = (
+        f"{inspect.getdoc(Arguments)}\n\nRecipes: {', '.join(known())}. To change what a stage "
+        f"does, copy the folder {find('mini')}, edit its YAML files, and give the copy: "
+        "instar grow FOLDER."
+    )
     arguments = tyro.cli(Arguments, args=argv, prog="instar grow", description=description)
     life, run, configs = read_life(arguments.recipe, arguments.out)
     if arguments.corpus:
         own = own_text(arguments.corpus, arguments.corpus_recipe, run, configs.get("data"))
         life, configs = on_own_text(life, configs, own)
+    configs = {name: launched_as(config, arguments) for name, config in configs.items()}
     names = choose(life.stages, arguments)
     with launched(), Display() as display:
         grow(life, {name: configs[name] for name in names}, run, display)
@@ -126,6 +139,16 @@ def _instead(value: Any) -> Any:
     if isinstance(value, list):
         return [_instead(part) for part in value]
     return INSTEAD.get(str(value), value) if isinstance(value, (str, Path)) else value
+
+
+def launched_as(config: StageConfig, arguments: Arguments) -> StageConfig:
+    """A stage with the trackers and the sharding of the command line; its outcome is the same."""
+    asked: dict[str, Any] = {"track": arguments.track, "parallel": arguments.parallel}
+    asked = {name: value for name, value in asked.items() if value}
+    if not asked or not isinstance(config, TrainedStageConfig):
+        return config
+    training = config.training.model_copy(update=asked)
+    return config.model_copy(update={"training": training})
 
 
 def choose(stages: list[str], arguments: Arguments) -> list[str]:
