@@ -73,7 +73,8 @@ class Vocabulary:
             import xgrammar
         except ImportError:
             raise UserError(
-                "replies with a given form need xgrammar", "pip install 'instar[serve]'"
+                "replies with a given form need xgrammar",
+                "Install it: `make serve`, or pip install 'instar[serve]'.",
             ) from None
         self.library = xgrammar
         self.size = tokenizer.vocab_size

@@ -134,7 +134,7 @@ def main(argv: list[str]) -> int:
         import uvicorn
     except ImportError as error:
         raise UserError(
-            f"serving needs the package {error.name}", "pip install 'instar[serve]'"
+            f"serving needs the package {error.name}", "`make serve` or pip install 'instar[serve]'"
         ) from None
 
     from instar.serving.app import create_app

@@ -112,7 +112,8 @@ def _library():
         import sentencepiece
     except ImportError:
         raise UserError(
-            "sentencepiece is not installed", "Install it: pip install 'instar[corpus]'."
+            "sentencepiece is not installed",
+            "Install it: `make corpus`, or pip install 'instar[corpus]'.",
         ) from None
     return sentencepiece
 
