@@ -370,6 +370,25 @@ def test_sampling_settings_are_sent_kept_and_reset(page: Page, server: StandIn):
     assert server.asked[-1].keys() == plain
 
 
+def test_a_value_between_two_steps_is_sent_and_a_wrong_one_is_marked(page: Page, server: StandIn):
+    page.get_by_role("button", name="Settings").click()
+    for label, value in (("Temperature", "0.75"), ("Top p", "0.92"), ("Min p", "0.02")):
+        page.get_by_label(label).fill(value)
+        expect(page.get_by_label(label)).to_have_attribute("aria-invalid", "false")
+    send(page, "a")
+    expect(words(page)).to_contain_text("Bye")
+    chosen = {"temperature": 0.75, "top_p": 0.92, "min_p": 0.02}
+    assert server.asked[-1].items() >= chosen.items()
+    for label, value in (("Temperature", "3"), ("Top k", "1.5"), ("Seed", "-1"), ("Min p", "-")):
+        page.get_by_label(label).fill("")
+        page.get_by_label(label).press_sequentially(value)
+        expect(page.get_by_label(label)).to_have_attribute("aria-invalid", "true")
+    send(page, "b")
+    expect(words(page)).to_contain_text("says b")
+    assert server.asked[-1]["temperature"] == 0.7
+    assert not server.asked[-1].keys() & {"top_k", "seed", "min_p"}
+
+
 def test_tokens_show_their_probability_and_alternatives_by_keyboard(page: Page):
     send(page, "hello")
     expect(words(page)).to_contain_text("Bye")

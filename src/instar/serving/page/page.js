@@ -3,7 +3,7 @@
 /** The knobs of sampling: name, default, least, most, step. What stays as it is is not sent. */
 const KNOBS = [
   ["temperature", 0.7, 0, 2, 0.1],
-  ["top_p", 1, 0.05, 1, 0.05],
+  ["top_p", 1, 0, 1, 0.05],
   ["top_k", 0, 0, 1000, 1],
   ["min_p", 0, 0, 1, 0.05],
   ["repetition_penalty", 1, 0.5, 2, 0.05],
@@ -14,15 +14,29 @@ const KNOBS = [
 ];
 const ALWAYS = ["temperature", "max_tokens"]; // here our defaults are not the server's
 
-/** The sampling settings as the API calls them. */
+/** The sampling settings as the API calls them; what is empty or wrong stays as it is. */
 function sampling() {
   const chosen = {};
   for (const [name, otherwise] of KNOBS) {
     const input = document.getElementById(name);
-    if (!input.validity.valid || input.value === "") continue;
-    if (ALWAYS.includes(name) || Number(input.value) !== otherwise) chosen[name] = Number(input.value);
+    const value = wrong(input) || input.value === "" ? otherwise : Number(input.value);
+    if (ALWAYS.includes(name) || value !== otherwise) chosen[name] = value;
   }
   return chosen;
+}
+
+/** Whether a knob has no value that can be sent: steps bind the arrows, and whole numbers only. */
+function wrong({ validity, step }) {
+  const { badInput, rangeUnderflow, rangeOverflow, stepMismatch } = validity;
+  return badInput || rangeUnderflow || rangeOverflow || (stepMismatch && step === "1");
+}
+
+/** Mark the knobs whose values are wrong. */
+function markKnobs() {
+  for (const [name] of KNOBS) {
+    const input = document.getElementById(name);
+    input.setAttribute("aria-invalid", String(wrong(input)));
+  }
 }
 
 /** The system message, if there is one. */
@@ -53,8 +67,12 @@ function buildSettings() {
     const field = fields.find((each) => each.id === id);
     if (field) field[field.type === "checkbox" ? "checked" : "value"] = value;
   }
-  const remember = () => keep("settings", Object.fromEntries(
-    fields.map((field) => [field.id, field.type === "checkbox" ? field.checked : field.value])));
+  markKnobs();
+  const remember = () => {
+    markKnobs();
+    keep("settings", Object.fromEntries(
+      fields.map((field) => [field.id, field.type === "checkbox" ? field.checked : field.value])));
+  };
   form.addEventListener("input", remember);
   form.addEventListener("reset", () => setTimeout(remember));
   form.addEventListener("submit", (event) => event.preventDefault());
