@@ -165,6 +165,17 @@ def test_a_server_that_is_called_by_another_name(serving: Callable[..., Any]) ->
             assert answer.status_code == status
 
 
+@pytest.mark.parametrize(
+    "path", ["/health", "/v1/models", "/v1/models/sft", "/metrics", "/openapi.json"]
+)
+def test_head_is_answered_like_get_without_the_body(server: Any, path: str) -> None:
+    whole, head = httpx.get(server.url + path), httpx.head(server.url + path)
+    assert head.status_code == whole.status_code == 200
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    assert whole.content and not head.content
+    assert httpx.head(server.url + "/chat").status_code == 405
+
+
 def test_time_is_bounded(serving: Callable[..., Any]) -> None:
     from instar.serving.asking import Bounds
 

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from instar import __version__
 from instar.serving import chat_api, completions_api, small_api
@@ -46,6 +47,22 @@ class Rules:
     most_bytes: int = 4 << 20
     most_open: int = 256
     bounds: Bounds = field(default_factory=Bounds)
+
+
+class Heads:
+    """Answers HEAD, which those who watch a server ask, like GET.
+
+    The body is left out by the server that sends the answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, as ASGI asks."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self.app(scope, receive, send)
 
 
 def create_app(
@@ -97,6 +114,7 @@ def create_app(
             allow_headers=["Authorization", "Content-Type"],
         )
     app.add_middleware(Counted, metrics=app.state.server.metrics)
+    app.add_middleware(Heads)
     return app
 
 
