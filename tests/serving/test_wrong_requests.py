@@ -156,6 +156,24 @@ def test_cors_is_off_unless_asked_for(serving: Callable[..., Any]) -> None:
         assert allowed not in httpx.options(server.url + "/chat", headers=other).headers
 
 
+def test_cors_is_enough_for_the_official_client(serving: Callable[..., Any]) -> None:
+    headers = "authorization,content-type,x-stainless-arch,x-stainless-retry-count"
+    asked = {
+        "Origin": "https://example.org",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": headers,
+    }
+    with serving(origins=["https://example.org"], per_minute=1) as server:
+        answer = httpx.options(server.url + "/v1/chat/completions", headers=asked)
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-headers"] == headers
+        for status in (200, 429):
+            answer = httpx.get(server.url + "/v1/models", headers={"Origin": asked["Origin"]})
+            assert answer.status_code == status
+        # How long to wait, a page's script may read as well.
+        assert answer.headers["access-control-expose-headers"] == "Retry-After"
+
+
 def test_a_server_that_is_called_by_another_name(serving: Callable[..., Any]) -> None:
     with serving(hosts=["localhost", "127.0.0.1", "[::1]"]) as server:
         for name, status in (

@@ -111,7 +111,8 @@ def create_app(
             CORSMiddleware,
             allow_origins=list(rules.origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
         )
     app.add_middleware(Counted, metrics=app.state.server.metrics)
     app.add_middleware(Heads)
