@@ -24,6 +24,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from starlette.responses import JSONResponse, StreamingResponse
 
 from instar.data.readers import read_all
+from instar.serving.limits import Door, Rate
 from instar.serving.page import mount
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -45,6 +46,10 @@ class StandIn:
         self.app.get("/v1/models")(self.models)
         self.app.post("/v1/chat/completions")(self.chat)
         mount(self.app, {"sft": run / "sft", "dpo": run / "dpo", "lone": run.parent}, votes)
+        # As in front of a server, so that the page's own requests are seen to pass.
+        self.app.add_middleware(
+            Door, keys=(), hosts=(), origins=(), rate=Rate(0), most_bytes=1 << 20
+        )
 
     async def models(self, request: Request) -> Any:
         if request.headers.get("referer", "").endswith("locked"):

@@ -174,6 +174,52 @@ def test_cors_is_enough_for_the_official_client(serving: Callable[..., Any]) -> 
         assert answer.headers["access-control-expose-headers"] == "Retry-After"
 
 
+@pytest.mark.parametrize("kind", [None, "text/plain"])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/chat", {"message": "hi"}),
+        ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 2}),
+        ("/v1/completions", {"prompt": "hi", "max_tokens": 2}),
+        ("/tokenize", {"prompt": "hi"}),
+        ("/detokenize", {"tokens": [10]}),
+    ],
+)
+def test_what_a_browser_sends_without_asking_is_not_read(
+    server: Any, path: str, body: dict[str, Any], kind: str | None
+) -> None:
+    headers = {"Content-Type": kind} if kind else {}
+    answer = post(server, path, content=json.dumps(body), headers=headers)
+    assert error_of(answer, 400)["code"] == "invalid_json"
+    assert post(server, path, json=body).status_code == 200
+
+
+def test_pages_of_other_origins_may_not_send(serving: Callable[..., Any]) -> None:
+    def status(server: Any, **headers: str) -> int:
+        body = {"messages": HELLO, "max_tokens": 2}
+        return post(server, json=body, headers=headers).status_code
+
+    with serving() as server:
+        assert status(server, Origin=server.url) == 200
+        assert status(server, Origin="https://my.example", Host="my.example") == 200
+        # A proxy may have changed the host; the browser knows better.
+        proxied = {"Origin": "https://my.example", "Sec-Fetch-Site": "same-origin"}
+        assert status(server, **proxied) == 200
+        for origin in ("https://evil.example", "null", server.url + "0"):
+            assert status(server, **{"Origin": origin, "Sec-Fetch-Site": "same-site"}) == 403
+        answer = post(server, json={}, headers={"Origin": "https://evil.example"})
+        error = error_of(answer, 403)
+        assert error["code"] == "wrong_origin"
+        assert "--cors https://evil.example" in error["message"]
+        asked = httpx.get(server.url + "/health", headers={"Origin": "https://evil.example"})
+        assert asked.status_code == 200, "which its script cannot read"
+    with serving(origins=["https://example.org"]) as server:
+        assert status(server, Origin="https://example.org") == 200
+        assert status(server, Origin="https://evil.example") == 403
+    with serving(origins=["*"]) as server:
+        assert status(server, Origin="https://anyone.example") == 200
+
+
 def test_a_server_that_is_called_by_another_name(serving: Callable[..., Any]) -> None:
     with serving(hosts=["localhost", "127.0.0.1", "[::1]"]) as server:
         for name, status in (

@@ -104,7 +104,12 @@ def create_app(
     # The last one added is the first to see a request.
     rate = Rate(rules.per_minute)
     app.add_middleware(
-        Door, keys=rules.keys, hosts=rules.hosts, rate=rate, most_bytes=rules.most_bytes
+        Door,
+        keys=rules.keys,
+        hosts=rules.hosts,
+        origins=rules.origins,
+        rate=rate,
+        most_bytes=rules.most_bytes,
     )
     if rules.origins:
         app.add_middleware(

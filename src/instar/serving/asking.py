@@ -85,6 +85,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, what in (
         (400, "The request cannot be answered as it is."),
         (401, "The API key is missing or wrong."),
+        (403, "A web page of another origin may not ask."),
         (404, "There is no such model."),
         (408, "The body did not arrive in time."),
         (413, "The body is too large."),

@@ -21,6 +21,9 @@ from instar.serving.errors import ApiError, later
 OPEN_PATHS = frozenset({"/", "/health", "/openapi.json"})
 """What needs no key: the page asks for one itself, and those who watch the server have none."""
 
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that send nothing."""
+
 BODY_TIMEOUT_S = 60.0
 """A body that takes longer to arrive is not waited for."""
 
@@ -69,6 +72,7 @@ class Door:
         keys: Keys that are accepted; with none, everybody is.
         hosts: Names of the server that are answered to; with none, any. A web page could
             otherwise give its own name our address, and ask what only this machine may.
+        origins: Whose web pages may send something, besides the server's own; ``*`` is any.
         rate: How often.
         most_bytes: The largest body.
     """
@@ -78,10 +82,12 @@ class Door:
         app: ASGIApp,
         keys: Sequence[str],
         hosts: Sequence[str],
+        origins: Sequence[str],
         rate: Rate,
         most_bytes: int,
     ) -> None:
-        self.app, self.hosts, self.rate, self.most_bytes = app, hosts, rate, most_bytes
+        self.app, self.hosts, self.origins = app, hosts, origins
+        self.rate, self.most_bytes = rate, most_bytes
         self._keys = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,6 +97,7 @@ class Door:
             return
         try:
             self._called_right(scope)
+            self._of_a_page_that_may(scope)
             if scope["path"] not in OPEN_PATHS:
                 self._welcome(scope)
             receive = await self._read(scope, receive)
@@ -104,7 +111,27 @@ class Door:
         said = Headers(scope=scope).get("host", "")
         name = said.rpartition(":")[0] if PORT.search(said) else said
         if self.hosts and name.lower() not in self.hosts:
-            raise ApiError(400, f"this server is not called {name!r}", "wrong_host")
+            raise ApiError(
+                400,
+                f"this server is not called {name!r}. If it is, start it with `--name {name}`.",
+                "wrong_host",
+            )
+
+    def _of_a_page_that_may(self, scope: Scope) -> None:
+        """Check whose page's script sends something, if any's; what only reads, CORS sees to."""
+        headers = Headers(scope=scope)
+        origin, host = headers.get("origin"), headers.get("host", "")
+        known = (None, f"http://{host}", f"https://{host}", *self.origins)
+        # Behind a proxy that changes the host, the browser's own word is what we have.
+        own = headers.get("sec-fetch-site") == "same-origin"
+        if scope["method"] in READING or own or origin in known or "*" in self.origins:
+            return
+        raise ApiError(
+            403,
+            f"web pages of {origin} may not ask this server. If they are to, start it with "
+            f"`--cors {origin}`.",
+            "wrong_origin",
+        )
 
     def _welcome(self, scope: Scope) -> None:
         """Check key and rate."""
@@ -128,7 +155,7 @@ class Door:
 
     async def _read(self, scope: Scope, receive: Receive) -> Receive:
         """Read the body; what is returned hands it out once, and then waits for the end."""
-        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        if scope["method"] in READING:
             return receive
         parts, size = list[bytes](), 0
         try:

@@ -33,7 +33,7 @@ async function ask(path, body, signal) {
 
 /** Words for an error of the server's: ours where we know the kind, else the server's own. */
 function trouble(status, { code, message }, wait) {
-  if (status === 401 || status === 403) return new Trouble(say("needs_key"), "needs_key");
+  if (status === 401) return new Trouble(say("needs_key"), "needs_key");
   if (status === 429 || status === 503) return new Trouble(say("busy", wait ?? 1), code);
   if (code === "content_filter") {
     const reason = message.split(": ").slice(1).join(": ");
