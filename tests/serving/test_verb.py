@@ -98,7 +98,8 @@ def test_a_port_that_is_taken(runs: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [[], ["{runs}/sft", "--queue", "0"], ["{runs}/sft", "--port", "70000"], ["{runs}/nothing"],
-     ["{runs}/sft", "{runs}/sft"], ["{runs}/sft", "--rate", "-1"]],
+     ["{runs}/sft", "{runs}/sft"], ["{runs}/sft", "--rate", "-1"],
+     ["{runs}/sft", "--name", "https://my.example"], ["{runs}/sft", "--name", "my.example:80"]],
 )  # fmt: skip
 def test_mistakes_on_the_command_line(runs: Path, arguments: list[str]) -> None:
     with pytest.raises((UserError, SystemExit)) as caught:
@@ -116,6 +117,8 @@ def test_keys_come_from_the_environment_too(
     assert not capsys.readouterr().err
     monkeypatch.delenv("INSTAR_API_KEYS")
     assert Options(models=("m",)).rules().hosts, "only this machine's own names"
+    named = Options(models=("m",), name=("host.docker.internal", "Box.lan")).rules().hosts
+    assert {"localhost", "host.docker.internal", "box.lan"} < set(named)
     assert not capsys.readouterr().err
     Options(models=("m",), host="0.0.0.0").rules()
     assert "--api-key" in capsys.readouterr().err

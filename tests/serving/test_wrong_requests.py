@@ -227,6 +227,8 @@ def test_a_server_that_is_called_by_another_name(serving: Callable[..., Any]) ->
         ):  # fmt: skip
             answer = httpx.get(server.url + "/health", headers={"Host": name})
             assert answer.status_code == status
+        message = answer.json()["error"]["message"]
+        assert "--name evil.example" in message, "it says what to do about it"
 
 
 @pytest.mark.parametrize(

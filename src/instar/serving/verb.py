@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import socket
 import sys
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 SWITCH_S = 2e-4
 """Seconds after which one thread of Python lets another go on. At the usual 5 ms, the web app
 would keep the engines waiting at each of their steps for longer than a step takes."""
+
+HOST = re.compile(r"[\w.-]+|\[[\da-fA-F:.]+\]")
+"""What a ``Host`` names without its port."""
 
 KEYS = "INSTAR_API_KEYS"
 """Keys in the environment, where no list of processes shows them; commas between them."""
@@ -58,6 +62,9 @@ class Options:
     """The port to listen at; 0 takes any that is free."""
     api_key: tuple[str, ...] = ()
     """Keys that are accepted. INSTAR_API_KEYS in the environment, with commas, is more private."""
+    name: tuple[str, ...] = ()
+    """Further names that the server is called by, such as host.docker.internal, where it listens
+    to this machine only; elsewhere it answers to any."""
     cors: tuple[str, ...] = ()
     """Origins whose web pages may ask from a browser, such as https://example.org; * is any."""
     rate: int = 0
@@ -108,7 +115,11 @@ class Options:
                 file=sys.stderr,
             )
         bounds = Bounds(min(self.max_tokens, self.most_tokens), self.most_tokens, self.timeout)
-        hosts = LOOPBACK if local else ()
+        for name in self.name:
+            if not HOST.fullmatch(name):
+                remedy = "Give the host alone, such as host.docker.internal."
+                raise UserError(f"--name is {name!r}", remedy)
+        hosts = (*LOOPBACK, *map(str.lower, self.name)) if local else ()
         return Rules(keys, self.cors, hosts, self.rate, self.body_bytes, self.queue, bounds)
 
 
