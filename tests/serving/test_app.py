@@ -97,10 +97,13 @@ def test_a_filter_sees_both_sides(serving: Callable[..., Any]) -> None:
         assert "withheld" in choice["message"]["content"]
 
 
-def test_names() -> None:
+def test_names(tmp_path: Path) -> None:
     assert named(["runs/a/sft", "b=runs/b/sft"]) == {
         "sft": Path("runs/a/sft"), "b": Path("runs/b/sft"),
     }  # fmt: skip
+    swept = tmp_path / "lr=0.1" / "sft"
+    swept.mkdir(parents=True)
+    assert named([str(swept), f"b={swept}"]) == {"sft": swept, "b": swept}
     for words in (["runs/a/sft", "runs/b/sft"], ["=runs/a"], ["/"]):
         with pytest.raises(UserError):
             named(words)

@@ -62,14 +62,17 @@ class Served:
 def named(words: Sequence[str]) -> dict[str, Path]:
     """The models of a command line: ``DIR``, called like the directory, or ``NAME=DIR``.
 
+    A directory's own name may hold ``=``, as those of sweeps do.
+
     Raises:
         UserError: Two have the same name, or a name is empty.
     """
     found = dict[str, Path]()
     for word in words:
         name, given, place = word.partition("=")
-        directory = Path(place if given else word)
-        name = name if given else directory.resolve().name
+        if not given or Path(word).is_dir():
+            name, place = Path(word).resolve().name, word
+        directory = Path(place)
         if not name:
             raise UserError(f"{word!r} names no model", "Write DIR or NAME=DIR.")
         if name in found:
