@@ -95,10 +95,13 @@ def test_pages_that_do_not_exist(server: Any) -> None:
 
 
 def test_a_prompt_that_is_too_long(server: Any) -> None:
-    answer = ask(server, messages=[{"role": "user", "content": "a" * 500}])
-    assert error_of(answer, 400)["code"] == "context_length_exceeded"
-    answer = post(server, "/v1/completions", json={"prompt": "a" * 500})
-    assert error_of(answer, 400)["code"] == "context_length_exceeded"
+    for path, field, content in (
+        ("/v1/chat/completions", "messages", [{"role": "user", "content": "a" * 500}]),
+        ("/v1/completions", "prompt", "a" * 500),
+        ("/chat", "message", "a" * 500),
+    ):
+        error = error_of(post(server, path, json={field: content}), 400)
+        assert error["code"] == "context_length_exceeded" and error["param"] == field
 
 
 def test_ten_megabytes(server: Any) -> None:

@@ -96,8 +96,17 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 """Answers that the API's description lists for every endpoint."""
 
 
-def reply_limit(server: Server, model: Served, prompt: Sequence[int], wanted: int | None) -> int:
+def reply_limit(
+    server: Server, model: Served, prompt: Sequence[int], wanted: int | None, field: str
+) -> int:
     """The most tokens of a reply to a prompt.
+
+    Args:
+        server: Bounds replies.
+        model: Has a context.
+        prompt: Token ids.
+        wanted: The most that the request asks for, if it says.
+        field: The request's field that the prompt comes from.
 
     Raises:
         ApiError: The prompt leaves no room for one.
@@ -109,7 +118,7 @@ def reply_limit(server: Server, model: Served, prompt: Sequence[int], wanted: in
             f"the prompt has {len(prompt)} tokens, and the model's context is {model.context} for "
             "prompt and reply together. Shorten the prompt.",
             "context_length_exceeded",
-            "messages",
+            field,
         )
     bounds = server.bounds
     return min(room, bounds.most_tokens, given(wanted, bounds.usual_tokens))

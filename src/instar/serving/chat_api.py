@@ -141,7 +141,7 @@ async def _begin(request: ChatRequest, server: Server) -> Asked:
         screen_prompt(server.screen, [m["content"] for m in conversation if m["role"] == "user"])
         prompt = prompt_ids(model.tokenizer, conversation)
         wanted = given(request.max_completion_tokens, request.max_tokens)
-        limit = reply_limit(server, model, prompt, wanted)
+        limit = reply_limit(server, model, prompt, wanted, "messages")
         stopping = stopping_of(request, model.stops, limit)
         return prompt, wishes(
             server,

@@ -106,7 +106,8 @@ async def _begin(request: CompletionRequest, server: Server) -> Asked:
             )
         if server.screen:
             screen_prompt(server.screen, [tokenizer.decode(prompt) for prompt in prompts])
-        limits = [reply_limit(server, model, prompt, request.max_tokens) for prompt in prompts]
+        wanted = request.max_tokens
+        limits = [reply_limit(server, model, prompt, wanted, "prompt") for prompt in prompts]
         ends = frozenset({tokenizer.eos_id})
         stoppings = [stopping_of(request, ends, limit) for limit in limits]
         return prompts, wishes(

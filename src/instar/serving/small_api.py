@@ -110,7 +110,7 @@ async def _reply(request: PlainChat, server: Server) -> str:
     def ready() -> Wish:
         screen_prompt(server.screen, [request.message])
         prompt = prompt_ids(found.tokenizer, conversation)
-        limit = reply_limit(server, found, prompt, request.max_length)
+        limit = reply_limit(server, found, prompt, request.max_length, "message")
         return Wish(
             prompt,
             Sampling(request.temperature),
