@@ -36,6 +36,15 @@ def test_the_plain_chat(server: Any) -> None:
     assert answer["response"] == whole["choices"][0]["message"]["content"]
 
 
+def test_the_likeliest_token_alone(server: Any) -> None:
+    def ask(**options: Any) -> str:
+        body = {"prompt": "hi there", "max_tokens": 20, "temperature": 2, **options}
+        return httpx.post(server.url + "/v1/completions", json=body).json()["choices"][0]["text"]
+
+    assert ask(top_p=0, seed=1) == ask(top_p=0, seed=2) == ask(temperature=0)
+    assert ask(seed=1) != ask(seed=2)
+
+
 def test_tokens_there_and_back(server: Any) -> None:
     def post(path: str, **body: Any) -> dict[str, Any]:
         return httpx.post(server.url + path, json=body).json()

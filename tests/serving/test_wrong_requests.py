@@ -35,7 +35,8 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
     [
         ({"temperature": 3}, "temperature"),
         ({"temperature": "warm"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
+        ({"functions": [{"name": "f"}]}, "functions"),
         ({"n": 0}, "n"),
         ({"n": 1000}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -102,6 +103,19 @@ def test_a_prompt_that_is_too_long(server: Any) -> None:
     ):
         error = error_of(post(server, path, json={field: content}), 400)
         assert error["code"] == "context_length_exceeded" and error["param"] == field
+
+
+@pytest.mark.parametrize(
+    ("body", "param"), [({"suffix": "the end"}, "suffix"), ({"n": 2, "best_of": 3}, "best_of")]
+)
+def test_what_would_change_the_answer_is_not_passed_over(
+    server: Any, body: dict[str, Any], param: str
+) -> None:
+    asked = {"prompt": "hi", "max_tokens": 2}
+    answer = post(server, "/v1/completions", json={**asked, **body})
+    assert error_of(answer, 400)["param"] == param
+    same = {"suffix": None, "n": 2, "best_of": 2}  # which changes nothing
+    assert post(server, "/v1/completions", json={**asked, **same}).status_code == 200
 
 
 def test_ten_megabytes(server: Any) -> None:

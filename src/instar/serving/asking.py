@@ -26,6 +26,9 @@ from instar.serving.worker import Step, Worker, Writing
 
 T = TypeVar("T")
 
+LEAST_TOP_P = 1e-9
+"""Stands for a ``top_p`` of 0: the likeliest token alone reaches it, whatever the vocabulary."""
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -133,7 +136,7 @@ def sampling_of(request: Sampled, model: Served) -> Sampling:
     return Sampling(
         temperature=given(request.temperature, 1.0),
         top_k=max(0, given(request.top_k, 0)),
-        top_p=given(request.top_p, 1.0),
+        top_p=max(LEAST_TOP_P, given(request.top_p, 1.0)),
         min_p=given(request.min_p, 0.0),
         repetition_penalty=given(request.repetition_penalty, 1.0),
         presence_penalty=given(request.presence_penalty, 0.0),

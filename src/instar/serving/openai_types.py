@@ -1,6 +1,7 @@
 """What clients send: OpenAI's words, and a few that other servers have added.
 
-Fields that say nothing about the answer (``user``, ``metadata``, ...) are passed over.
+Fields that say nothing about the answer (``user``, ``metadata``, ...) are passed over; those that
+would change it, and that nothing here does, are refused unless they ask for nothing.
 """
 
 from __future__ import annotations
@@ -8,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 MOST_CHOICES = 64
 """Replies to one request."""
@@ -50,8 +58,8 @@ class Sampled(Wanted):
     """The most tokens of a reply."""
     temperature: float | None = Field(1.0, ge=0, le=2)
     """How bold the words are: 0 takes the likeliest."""
-    top_p: float | None = Field(1.0, gt=0, le=1)
-    """Choose among the likeliest tokens that together reach this probability."""
+    top_p: float | None = Field(1.0, ge=0, le=1)
+    """Choose among the likeliest tokens that together reach this probability; 0 is one token."""
     top_k: int | None = Field(0, ge=-1, le=1 << 30)
     """Choose among so many of the likeliest tokens; 0 and -1 are all."""
     min_p: float | None = Field(0.0, ge=0, le=1)
@@ -211,6 +219,14 @@ class ChatRequest(Sampled):
     """Functions that the model may ask to have called."""
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     """Whether it may, must, or must call a certain one."""
+    functions: list[Any] | None = None
+    """Not supported: ``tools`` took its place."""
+
+    @field_validator("functions")
+    @classmethod
+    def _tools_instead(cls, functions: list[Any] | None) -> None:
+        if functions:
+            raise ValueError("not supported. Give the functions as tools.")
 
     @model_validator(mode="after")
     def _together(self) -> ChatRequest:
@@ -233,6 +249,22 @@ class CompletionRequest(Sampled):
     """Begin the answer with the prompt."""
     response_format: ResponseFormat | None = None
     """The form of the reply."""
+    suffix: str | None = None
+    """Not supported: text that the answer is to end before."""
+    best_of: int | None = None
+    """Not supported: more replies than are sent; it must be equal to ``n``."""
+
+    @field_validator("suffix")
+    @classmethod
+    def _goes_on(cls, suffix: str | None) -> None:
+        if suffix:
+            raise ValueError("not supported. The models write on, towards no given end.")
+
+    @field_validator("best_of")
+    @classmethod
+    def _every_one(cls, best_of: int | None, others: ValidationInfo) -> None:
+        if best_of not in (None, given(others.data.get("n"), 1)):
+            raise ValueError("not supported. Ask for n replies, and choose among them.")
 
 
 class PlainChat(Wanted):
