@@ -162,6 +162,27 @@ def test_a_function_that_must_be_called(client: openai.OpenAI, stream: bool, cho
     assert list(json.loads(calls[0].function.arguments)) == ["city"]
 
 
+def test_functions_with_equally_named_definitions(client: openai.OpenAI) -> None:
+    def function(name: str, part: Any, word: str) -> Any:
+        parameters = {"type": "object", "properties": {"x": {"$ref": f"#/{word}/part"}},
+                      "required": ["x"], word: {"part": part}}  # fmt: skip
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    tools = [function("f", {"enum": ["red"]}, "$defs"), function("g", {"enum": [7]}, "definitions")]
+    for tool, value in zip(tools, ("red", 7), strict=True):
+        answer = client.chat.completions.create(
+            model="wide", messages=HELLO, tools=tools, tool_choice=tool, max_tokens=100
+        )
+        (call,) = answer.choices[0].message.tool_calls or []
+        assert json.loads(call.function.arguments) == {"x": value}
+    answer = client.chat.completions.create(
+        model="wide", messages=HELLO, tools=tools, tool_choice="required", max_tokens=100
+    )
+    (call,) = answer.choices[0].message.tool_calls or []
+    wanted = {"f": {"x": "red"}, "g": {"x": 7}}
+    assert json.loads(call.function.arguments) == wanted[call.function.name]
+
+
 def test_the_answer_of_a_function_goes_back(client: openai.OpenAI) -> None:
     call = {"id": "call_1", "type": "function",
             "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}  # fmt: skip

@@ -4,6 +4,7 @@ import itertools
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from instar.serving.reasoning import Thinking
 from instar.serving.safety import Filter, Verdict
 from instar.serving.screening import WITHHELD, ScreenedText
 from instar.serving.tags import Between
-from instar.serving.tools import CallParser
+from instar.serving.tools import CallParser, call_schema
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
 
@@ -104,6 +105,37 @@ def test_a_reply_of_a_given_form_is_no_thought() -> None:
     assert not said.thought and [call.name for call in said.calls] == ["f"]
     said = Speaker(None, False, ScreenedText(None)).push('"<think>"', True)
     assert (said.thought, said.content) == ("", '"<think>"')
+
+
+def tool(name: str, **parameters: object) -> dict[str, object]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def accepted(schema: dict[str, object], name: str, arguments: object) -> bool:
+    call = {"name": name, "arguments": arguments}
+    return jsonschema.Draft202012Validator(schema).is_valid(call)
+
+
+@pytest.mark.parametrize("word", ["$defs", "definitions"])
+def test_every_tool_keeps_its_own_definitions(word: str) -> None:
+    def of(kind: str) -> dict[str, object]:
+        part = {"$ref": f"#/{word}/part"}
+        properties = {"x": part, "deeper": {"$ref": "#"}, "const": part}
+        shape = {"type": "object", "properties": properties, "required": ["x"]}
+        return {**shape, word: {"part": {"type": kind}}}
+
+    schema = call_schema([tool("f", **of("integer")), tool("g", **of("string"))])
+    for name, good, bad in (("f", 1, "one"), ("g", "one", 1)):
+        assert accepted(schema, name, {"x": good, "deeper": {"x": good}, "const": good})
+        for wrong in ({"x": bad}, {"x": good, "deeper": {"x": bad}}, {"x": good, "const": bad}):
+            assert not accepted(schema, name, wrong)
+    assert accepted(call_schema([tool("f", **of("integer"))]), "f", {"x": 1})
+
+
+def test_what_only_looks_like_a_reference_stays_as_it_is() -> None:
+    properties = {"$ref": {"const": {"$ref": "#/x"}}}
+    schema = call_schema([tool("f", type="object", properties=properties, required=["$ref"])])
+    assert accepted(schema, "f", {"$ref": {"$ref": "#/x"}})
 
 
 def test_turns_that_every_template_knows() -> None:

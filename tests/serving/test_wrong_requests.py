@@ -89,6 +89,17 @@ def test_a_deep_schema_is_refused(server: Any) -> None:
     assert ask(server, response_format=form).status_code in (200, 400)
 
 
+@pytest.mark.parametrize("depth", [150, 450])
+def test_a_deep_tool_is_refused(server: Any, depth: int) -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(depth):
+        schema = {"anyOf": [schema]}
+    function = {"name": "f", "parameters": {"type": "object", "properties": {"x": schema}}}
+    tools = [{"type": "function", "function": function}]
+    error_of(ask(server, model="wide", tools=tools, tool_choice="required"), 400)
+    assert ask(server, model="wide", tools=tools).status_code in (200, 400)
+
+
 def test_pages_that_do_not_exist(server: Any) -> None:
     error_of(post(server, "/v1/nothing", json={}), 404)
     error_of(httpx.get(server.url + "/v1/chat/completions"), 405)

@@ -135,9 +135,9 @@ async def _begin(request: ChatRequest, server: Server) -> Asked:
     model = server.find(request.model)
     offered = offered_tools(request)
     conversation = turns(request.messages, offered)
-    call = must_call(request)
 
     def ready() -> tuple[list[int], list[Any]]:
+        call = must_call(request)
         screen_prompt(server.screen, [m["content"] for m in conversation if m["role"] == "user"])
         prompt = prompt_ids(model.tokenizer, conversation)
         wanted = given(request.max_completion_tokens, request.max_tokens)

@@ -16,6 +16,8 @@ MOST = 1 << 20
 """No value is taken for longer."""
 
 PARTS = ("properties", "$defs", "definitions", "patternProperties")
+"""Keywords whose values are schemas by names."""
+
 LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 SINGLE = ("items", "additionalProperties", "unevaluatedProperties")
 

@@ -14,9 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from instar.serving.shortest import PARTS
 from instar.serving.tags import Between
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
+
+LITERAL = ("enum", "const", "default", "examples")
+"""Keywords of JSON Schema whose values are no schemas."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +75,45 @@ def answered(content: str) -> str:
 
 
 def call_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The JSON Schema of a call of one of the functions."""
+    """The JSON Schema of a call of one of the functions.
+
+    Each function's own schema is a definition by its number, so that equal names in two of them
+    stay apart.
+    """
     shapes, definitions = [], dict[str, Any]()
-    for tool in tools:
+    for number, tool in enumerate(tools):
         function = tool["function"]
-        parameters: dict[str, Any] = dict(function.get("parameters") or {"type": "object"})
-        definitions |= parameters.pop("$defs", {})
-        properties = {"name": {"const": function["name"]}, "arguments": parameters}
+        place = f"#/$defs/{number}"
+        definitions[str(number)] = _moved(function.get("parameters") or {"type": "object"}, place)
+        properties = {"name": {"const": function["name"]}, "arguments": {"$ref": place}}
         shapes.append(
             {"type": "object", "properties": properties, "required": ["name", "arguments"]}
         )
     schema: dict[str, Any] = shapes[0] if len(shapes) == 1 else {"anyOf": shapes}
-    return schema | ({"$defs": definitions} if definitions else {})
+    return {**schema, "$defs": definitions}
+
+
+def _moved(schema: Any, place: str, are_names: bool = False) -> Any:
+    """A schema that stands at a place of another one, and still refers to its own parts.
+
+    Args:
+        schema: A schema, or what stands in one.
+        place: Where it is put, as ``$ref`` writes it.
+        are_names: Whether its keys are names that somebody chose, and no keywords.
+    """
+    if isinstance(schema, list):
+        return [_moved(each, place) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = dict[str, Any]()
+    for key, inner in schema.items():
+        if not are_names and key == "$ref" and str(inner).startswith("#"):
+            moved[key] = place + inner[1:]
+        elif not are_names and key in LITERAL:
+            moved[key] = inner
+        else:
+            moved[key] = _moved(inner, place, not are_names and key in PARTS)
+    return moved
 
 
 class CallParser:
