@@ -213,6 +213,35 @@ def test_completions(client: openai.OpenAI) -> None:
     assert "".join(chunk.choices[0].text for chunk in stream) == reply.choices[0].text
 
 
+def test_logprobs_of_completions_name_every_byte(client: openai.OpenAI) -> None:
+    # The fixture's models read bytes: a Chinese character is three tokens.
+    url = f"{client.base_url}".replace("/v1/", "/tokenize")
+    ids = httpx.post(url, json={"prompt": "春"}).json()["tokens"]
+    wanted: dict[str, Any] = {
+        "model": "sft",
+        "prompt": "one",
+        "max_tokens": 12,
+        "logprobs": 5,
+        "echo": True,
+        "extra_body": {"response_format": {"type": "regex", "pattern": "a春b春"}},
+    }
+    reply = client.completions.create(**wanted).choices[0]
+    assert reply.text == "onea春b春" and reply.logprobs is not None and len(ids) == 3
+    parts = ["bytes:\\xe6", "bytes:\\x98", "bytes:\\xa5"]
+    tokens, offsets = reply.logprobs.tokens or [], reply.logprobs.text_offset or []
+    written = [pair for pair in zip(tokens, offsets, strict=True) if pair[1] >= 3]
+    assert written == [
+        *zip(["a", *parts, "b", *parts], [3, 4, 4, 4, 5, 6, 6, 6], strict=True),
+    ]
+    assert all(len(others) == 5 for others in reply.logprobs.top_logprobs or [] if others)
+    streamed = list[tuple[str, int]]()
+    for chunk in client.completions.create(**wanted, stream=True):
+        part = chunk.choices[0].logprobs
+        if part:
+            streamed += zip(part.tokens or [], part.text_offset or [], strict=True)
+    assert [pair for pair in streamed if pair[1] >= 3] == written
+
+
 def test_stop_bias_and_penalties_arrive(client: openai.OpenAI) -> None:
     def ask(**options: Any) -> Any:
         return client.chat.completions.create(

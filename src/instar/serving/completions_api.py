@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -29,7 +29,7 @@ from instar.serving.events import MEDIA_TYPE, EventStream
 from instar.serving.openai_replies import TextReply
 from instar.serving.openai_types import MOST_CHOICES, CompletionRequest
 from instar.serving.screening import ScreenedText, screen_prompt
-from instar.serving.token_words import text_logprobs
+from instar.serving.token_words import TextTokens
 from instar.serving.worker import Step
 from instar.tokenizer.hf import Tokenizer
 
@@ -43,13 +43,13 @@ class Asked(Answering):
     Attributes:
         echoes: What each reply begins with.
         screens: One for each reply.
-        shown: Characters of each reply so far.
+        tokens: Tell the log-probabilities of each reply.
     """
 
     request: CompletionRequest
     echoes: list[str]
     screens: list[ScreenedText]
-    shown: list[int] = field(default_factory=list)
+    tokens: list[TextTokens]
 
     def choice(self, step: Step) -> dict[str, Any]:
         """What is new of a reply."""
@@ -58,9 +58,7 @@ class Asked(Answering):
         logprobs = None
         # A filter holds text back: its tokens must not come out beside it.
         if self.request.logprobs is not None and not self.server.screen:
-            at = self.shown[i]
-            logprobs = text_logprobs(self.model.tokenizer, step, self.model.stops, at)
-        self.shown[i] += len(step.text)
+            logprobs = self.tokens[i].push(step)
         count_step(self.server, self.model, step)
         why = None
         if step.finish:
@@ -126,8 +124,8 @@ async def _begin(request: CompletionRequest, server: Server) -> Asked:
     echoes = [tokenizer.decode(prompt) if request.echo else "" for prompt in prompts]
     echoes = [echo for echo in echoes for _ in range(samples)]
     screens = [ScreenedText(server.screen) for _ in asked_for]
-    shown = [len(echo) for echo in echoes]
-    return Asked(server, model, writing, count, request, echoes, screens, shown)
+    tokens = [TextTokens(tokenizer, model.stops, len(echo)) for echo in echoes]
+    return Asked(server, model, writing, count, request, echoes, screens, tokens)
 
 
 def _prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[list[int]]:

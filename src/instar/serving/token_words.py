@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from instar.serving.worker import Step
-from instar.tokenizer.hf import Tokenizer
+from instar.tokenizer.hf import StreamDecoder, Tokenizer
 
 LEAST = -9999.0
 """Stands for a log-probability of minus infinity, which JSON cannot write."""
@@ -36,32 +36,62 @@ def chat_logprobs(tokenizer: Tokenizer, step: Step, stops: frozenset[int]) -> di
     return {"content": content}
 
 
-def text_logprobs(
-    tokenizer: Tokenizer, step: Step, stops: frozenset[int], at: int
-) -> dict[str, Any]:
-    """The same in the older form of ``/v1/completions``.
+def _text(content: bytes) -> str | None:
+    """The text of a token's bytes, unless it begins or ends within a character."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _named(tokenizer: Tokenizer, id: int) -> str:
+    """A token as text, or where it is a part of a character, by its bytes."""
+    content = tokenizer.token_bytes(id)
+    if _text(content) is None:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+    return shown(tokenizer, id)
+
+
+class TextTokens:
+    """The tokens of one completion in the older form, that of ``/v1/completions``.
+
+    A token that is a part of a character is called by its bytes, as OpenAI does, and stands where
+    the character does.
 
     Args:
         tokenizer: The model's.
-        step: What is new of the completion.
         stops: Tokens that are not shown.
-        at: Characters before this step's.
+        at: Characters before the completion.
     """
-    names, values, alternatives, offsets = [], [], [], []
-    for i, (id, logprob) in enumerate(zip(step.ids, step.logprobs, strict=True)):
-        if id in stops:
-            continue
-        text = shown(tokenizer, id)
-        names.append(text)
-        values.append(max(LEAST, logprob))
-        offsets.append(at)
-        at += len(text)
-        if step.top_logprobs:
-            others = step.top_logprobs[i]
-            alternatives.append({shown(tokenizer, o): max(LEAST, v) for o, v in others})
-    return {
-        "tokens": names,
-        "token_logprobs": values,
-        "top_logprobs": alternatives or None,
-        "text_offset": offsets,
-    }
+
+    def __init__(self, tokenizer: Tokenizer, stops: frozenset[int], at: int) -> None:
+        self._tokenizer, self._stops, self._at = tokenizer, stops, at
+        self._decoder = StreamDecoder(tokenizer)
+
+    def push(self, step: Step) -> dict[str, Any]:
+        """The tokens that a step adds."""
+        names, values, alternatives, offsets = [], [], [], []
+        for i, (id, logprob) in enumerate(zip(step.ids, step.logprobs, strict=True)):
+            if id in self._stops:
+                continue
+            names.append(_named(self._tokenizer, id))
+            values.append(max(LEAST, logprob))
+            offsets.append(self._offset(id))
+            if step.top_logprobs:
+                others = step.top_logprobs[i]
+                named = {_named(self._tokenizer, other): max(LEAST, v) for other, v in others}
+                alternatives.append(named)
+        return {
+            "tokens": names,
+            "token_logprobs": values,
+            "top_logprobs": alternatives or None,
+            "text_offset": offsets,
+        }
+
+    def _offset(self, id: int) -> int:
+        """Characters before a token, which is taken in."""
+        before = self._at
+        self._at += len(self._decoder.push(id))
+        text = _text(self._tokenizer.token_bytes(id))
+        # What was never completed is told, as U+FFFD, together with the token behind it.
+        return before if text is None else self._at - len(text)
