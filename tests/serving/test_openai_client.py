@@ -230,6 +230,7 @@ def test_logprobs_of_completions_name_every_byte(client: openai.OpenAI) -> None:
     parts = ["bytes:\\xe6", "bytes:\\x98", "bytes:\\xa5"]
     tokens, offsets = reply.logprobs.tokens or [], reply.logprobs.text_offset or []
     written = [pair for pair in zip(tokens, offsets, strict=True) if pair[1] >= 3]
+    assert written.pop()[1] == 7  # whichever token ends it
     assert written == [
         *zip(["a", *parts, "b", *parts], [3, 4, 4, 4, 5, 6, 6, 6], strict=True),
     ]
@@ -239,7 +240,31 @@ def test_logprobs_of_completions_name_every_byte(client: openai.OpenAI) -> None:
         part = chunk.choices[0].logprobs
         if part:
             streamed += zip(part.tokens or [], part.text_offset or [], strict=True)
-    assert [pair for pair in streamed if pair[1] >= 3] == written
+    assert [pair for pair in streamed if 3 <= pair[1] < 7] == written
+
+
+def test_a_prompts_own_logprobs_come_with_its_echo(client: openai.OpenAI) -> None:
+    # As lm-evaluation-harness asks, which counts the tokens of a choice from the end.
+    ask: dict[str, Any] = {"model": "sft", "max_tokens": 1, "echo": True, "logprobs": 1, "seed": 1}
+    prompts = [[80, 81, 200, 33], [90, 7]]
+    reply = client.completions.create(prompt=prompts, **ask)
+    for choice, prompt in zip(reply.choices, prompts, strict=True):
+        told = choice.logprobs
+        assert told is not None and told.token_logprobs and told.top_logprobs
+        assert len(told.tokens or []) == len(told.token_logprobs) == len(prompt) + 1
+        assert told.token_logprobs[0] is None and told.top_logprobs[0] is None
+        for logprob, best in zip(told.token_logprobs[1:], told.top_logprobs[1:], strict=True):
+            assert logprob <= max(best.values()) + 1e-6 <= 1e-6
+    [plain] = client.completions.create(prompt=prompts[0][:2], **ask | {"echo": False}).choices
+    best = plain.logprobs.top_logprobs[0]  # type: ignore[union-attr, index]
+    again = reply.choices[0].logprobs.top_logprobs[2]  # type: ignore[union-attr, index]
+    assert list(again) == list(best) and again == pytest.approx(best, abs=1e-4)
+    whole = reply.choices[0].logprobs
+    stream = [
+        c.choices[0] for c in client.completions.create(prompt=prompts[0], stream=True, **ask)
+    ]
+    assert whole and stream[0].logprobs
+    assert stream[0].logprobs.token_logprobs == (whole.token_logprobs or [])[:4]
 
 
 def test_stop_bias_and_penalties_arrive(client: openai.OpenAI) -> None:

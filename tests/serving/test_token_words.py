@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instar.serving.token_words import TextTokens
-from instar.serving.worker import Step
 from instar.tokenizer.hf import Tokenizer
 
 BYTES = st.sampled_from([*"春a🙂".encode(), 0xFF, 0xC3])
@@ -32,7 +31,7 @@ def test_every_token_stands_where_it_is_said_to(
     tokens, offsets = list[str](), list[int]()
     for start in range(0, len(ids), size):
         part = ids[start : start + size]
-        told = words.push(Step(0, "", part, [0.0] * len(part), [], None))
+        told = words.push(part, [0.0] * len(part), [])
         tokens += told["tokens"]
         offsets += told["text_offset"]
     text = tokenizer.decode(ids)

@@ -303,15 +303,6 @@ def test_a_grammar_that_takes_too_long_is_given_up(
         assert ask(server).status_code == 200
 
 
-def test_the_prompts_own_logprobs_are_not_passed_over_in_silence(
-    serving: Callable[..., Any],
-) -> None:
-    with serving() as server:
-        body = {"prompt": "hi", "echo": True, "logprobs": 1, "max_tokens": 1}
-        error = error_of(post(server, "/v1/completions", json=body), 400)
-        assert error["param"] == "echo"
-
-
 def test_a_fault_of_ours_is_told_and_counted(
     serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from instar.generation.scoring import score
 from instar.serving.asking import (
     ERRORS,
     Answering,
@@ -29,7 +31,8 @@ from instar.serving.events import MEDIA_TYPE, EventStream
 from instar.serving.openai_replies import TextReply
 from instar.serving.openai_types import MOST_CHOICES, CompletionRequest
 from instar.serving.screening import ScreenedText, screen_prompt
-from instar.serving.token_words import TextTokens
+from instar.serving.served import Served
+from instar.serving.token_words import TextTokens, text_logprobs
 from instar.serving.worker import Step
 from instar.tokenizer.hf import Tokenizer
 
@@ -44,12 +47,14 @@ class Asked(Answering):
         echoes: What each reply begins with.
         screens: One for each reply.
         tokens: Tell the log-probabilities of each reply.
+        heads: Those of the prompts that are echoed, one for each reply.
     """
 
     request: CompletionRequest
     echoes: list[str]
     screens: list[ScreenedText]
     tokens: list[TextTokens]
+    heads: list[dict[str, Any] | None]
 
     def choice(self, step: Step) -> dict[str, Any]:
         """What is new of a reply."""
@@ -58,7 +63,7 @@ class Asked(Answering):
         logprobs = None
         # A filter holds text back: its tokens must not come out beside it.
         if self.request.logprobs is not None and not self.server.screen:
-            logprobs = self.tokens[i].push(step)
+            logprobs = self.tokens[i].push(step.ids, step.logprobs, step.top_logprobs)
         count_step(self.server, self.model, step)
         why = None
         if step.finish:
@@ -86,14 +91,6 @@ async def _begin(request: CompletionRequest, server: Server) -> Asked:
     model = server.find(request.model)
     tokenizer = model.tokenizer
     samples = given(request.n, 1)
-    if request.echo and request.logprobs is not None:
-        raise ApiError(
-            400,
-            "echo beside logprobs would need those of the prompt, which are not kept. Ask for one "
-            "of them; `lm_eval --model hf` scores a checkpoint's directory.",
-            "unsupported_value",
-            "echo",
-        )
 
     def ready() -> tuple[list[list[int]], list[Any]]:
         prompts = _prompts(request, tokenizer)
@@ -118,14 +115,27 @@ async def _begin(request: CompletionRequest, server: Server) -> Asked:
         )
 
     prompts, asked_for = await aside(ready)
+    heads = [await _head(request, server, model, p) for p in prompts for _ in range(samples)]
     writing = await server.worker.write(model.engine, asked_for, bool(request.stream))
     count = sum(map(len, prompts))
     server.metrics.tokens.labels(model.name, "prompt").inc(count)
     echoes = [tokenizer.decode(prompt) if request.echo else "" for prompt in prompts]
     echoes = [echo for echo in echoes for _ in range(samples)]
     screens = [ScreenedText(server.screen) for _ in asked_for]
-    tokens = [TextTokens(tokenizer, model.stops, len(echo)) for echo in echoes]
-    return Asked(server, model, writing, count, request, echoes, screens, tokens)
+    # Behind a prompt's tokens stand all of the reply's: some count them from the end.
+    hidden = frozenset() if heads[0] else model.stops
+    tokens = [TextTokens(tokenizer, hidden, len(echo)) for echo in echoes]
+    return Asked(server, model, writing, count, request, echoes, screens, tokens, heads)
+
+
+async def _head(
+    request: CompletionRequest, server: Server, model: Served, prompt: list[int]
+) -> dict[str, Any] | None:
+    """The log-probabilities of a prompt, where it is echoed with them; none beside a filter."""
+    if not request.echo or request.logprobs is None or server.screen:
+        return None
+    read = partial(score, model.engine.model, prompt, model.adapter, request.logprobs)
+    return text_logprobs(model.tokenizer, prompt, await server.worker.between(read))
 
 
 def _prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[list[int]]:
@@ -149,8 +159,10 @@ async def _whole(asked: Asked) -> dict[str, Any]:
     """The answer in one piece."""
     steps = await finished(asked.server, asked.writing)
     choices = [asked.choice(step) for step in steps]
-    for choice, echo in zip(choices, asked.echoes, strict=True):
+    for choice, echo, head in zip(choices, asked.echoes, asked.heads, strict=True):
         choice["text"] = echo + choice["text"]
+        if head:
+            choice["logprobs"] = {key: head[key] + (choice["logprobs"][key] or []) for key in head}
     usage = asked.usage(sum(len(step.ids) for step in steps))
     return {**asked.frame("cmpl", "text_completion"), "choices": choices, "usage": usage}
 
@@ -161,9 +173,9 @@ async def _chunks(asked: Asked) -> AsyncGenerator[dict[str, Any]]:
     options = asked.request.stream_options
     written = 0
     try:
-        for index, echo in enumerate(asked.echoes):
+        for index, (echo, head) in enumerate(zip(asked.echoes, asked.heads, strict=True)):
             if echo:
-                choice = {"index": index, "text": echo, "logprobs": None, "finish_reason": None}
+                choice = {"index": index, "text": echo, "logprobs": head, "finish_reason": None}
                 yield {**frame, "choices": [choice]}
         async for step in asked.writing.steps():
             written += len(step.ids)

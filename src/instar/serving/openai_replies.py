@@ -83,8 +83,9 @@ class TextLogprobs(BaseModel):
     """The tokens of a completion."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    """None for the first token of a text."""
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from instar.generation.scoring import Scores
 from instar.serving.worker import Step
 from instar.tokenizer.hf import StreamDecoder, Tokenizer
+
+Likeliest = list[tuple[int, float]]
 
 LEAST = -9999.0
 """Stands for a log-probability of minus infinity, which JSON cannot write."""
@@ -68,25 +72,21 @@ class TextTokens:
         self._tokenizer, self._stops, self._at = tokenizer, stops, at
         self._decoder = StreamDecoder(tokenizer)
 
-    def push(self, step: Step) -> dict[str, Any]:
-        """The tokens that a step adds."""
-        names, values, alternatives, offsets = [], [], [], []
-        for i, (id, logprob) in enumerate(zip(step.ids, step.logprobs, strict=True)):
-            if id in self._stops:
-                continue
-            names.append(_named(self._tokenizer, id))
-            values.append(max(LEAST, logprob))
-            offsets.append(self._offset(id))
-            if step.top_logprobs:
-                others = step.top_logprobs[i]
-                named = {_named(self._tokenizer, other): max(LEAST, v) for other, v in others}
-                alternatives.append(named)
+    def push(
+        self, ids: Sequence[int], logprobs: Sequence[float], likeliest: Sequence[Likeliest]
+    ) -> dict[str, Any]:
+        """The tokens that come next, with their log-probabilities and the likeliest instead."""
+        shown = [i for i, id in enumerate(ids) if id not in self._stops]
+        told = [self._alternatives(likeliest[i]) for i in shown] if likeliest else None
         return {
-            "tokens": names,
-            "token_logprobs": values,
-            "top_logprobs": alternatives or None,
-            "text_offset": offsets,
+            "tokens": [_named(self._tokenizer, ids[i]) for i in shown],
+            "token_logprobs": [max(LEAST, logprobs[i]) for i in shown],
+            "top_logprobs": told or None,
+            "text_offset": [self._offset(ids[i]) for i in shown],
         }
+
+    def _alternatives(self, likeliest: Likeliest) -> dict[str, float]:
+        return {_named(self._tokenizer, other): max(LEAST, v) for other, v in likeliest}
 
     def _offset(self, id: int) -> int:
         """Characters before a token, which is taken in."""
@@ -95,3 +95,13 @@ class TextTokens:
         text = _text(self._tokenizer.token_bytes(id))
         # What was never completed is told, as U+FFFD, together with the token behind it.
         return before if text is None else self._at - len(text)
+
+
+def text_logprobs(tokenizer: Tokenizer, prompt: Sequence[int], scores: Scores) -> dict[str, Any]:
+    """All tokens of a prompt in the same form; the first one has nothing that it comes after."""
+    likeliest = [[], *scores.top_logprobs] if scores.top_logprobs else []
+    told = TextTokens(tokenizer, frozenset(), 0).push(prompt, [0.0, *scores.logprobs], likeliest)
+    told["token_logprobs"][0] = None
+    if told["top_logprobs"]:
+        told["top_logprobs"][0] = None
+    return told

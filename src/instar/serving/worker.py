@@ -11,7 +11,9 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from instar.generation import Engine
 from instar.generation.choosing import NotNumbersError
@@ -20,6 +22,8 @@ from instar.generation.request import Request
 from instar.serving.errors import ApiError, later
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 NEWS_PER_S = 1000
 """The most pieces of news a second, of all replies together. To send a token of a small model costs
@@ -175,6 +179,30 @@ class Worker:
             self.open -= writing.open
             writing.open = 0
             self._inbox.put(lambda: self._drop(writing))
+
+    async def between(self, work: Callable[[], T]) -> T:
+        """Have something short done by the thread, between two steps; raises what it raises."""
+        loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+
+        def arrive(result: T | None, error: Exception | None) -> None:
+            if done.cancelled():
+                return
+            if error:
+                done.set_exception(error)
+            else:
+                done.set_result(result)
+
+        def run() -> None:
+            result, failure = None, None
+            try:
+                result = work()
+            except Exception as error:
+                failure = error
+            with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+                loop.call_soon_threadsafe(arrive, result, failure)
+
+        self._inbox.put(run)
+        return await done
 
     # What follows runs in the thread.
 
