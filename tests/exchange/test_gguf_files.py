@@ -23,6 +23,7 @@ from instar.tokenizer.hf import Tokenizer
 from instar.training.display import Display
 
 gguf = pytest.importorskip("gguf")
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 Make = Callable[[str], Path]
 
 
@@ -208,10 +209,12 @@ def test_keys_that_contradict_the_tensors(
 
 def test_what_llama_cpp_would_compute_otherwise() -> None:
     base = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
-    base |= {"num_attention_heads": 1, "max_position_embeddings": 8}
+    base |= {"num_attention_heads": 1, "num_key_value_heads": 1, "max_position_embeddings": 8}
+    experts = {"model_type": "qwen3_moe", "num_experts": 2, "num_experts_per_tok": 1}
     for change, told in [
         ({"model_type": "llama", "hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"model_type": "qwen3_moe", "num_experts": 2}, "norm_topk_prob is False"),
+        (experts, "norm_topk_prob is False"),
+        (experts | {"norm_topk_prob": True, "decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
         ({"model_type": "llama", "rope_scaling": {"type": "dynamic"}}, "'dynamic'"),
         ({"model_type": "gpt2", "activation_function": "relu"}, "activation_function"),
     ]:
@@ -219,11 +222,43 @@ def test_what_llama_cpp_would_compute_otherwise() -> None:
             from_config(base | change)
 
 
-def test_a_window_shortens_the_context() -> None:
-    config = {"model_type": "mistral", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8}
-    config |= {"num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": 4096}
-    arch, keys = from_config(config | {"sliding_window": 512})
-    assert arch == "llama" and keys["context_length"] == 512
+MISTRAL = {
+    "model_type": "mistral",
+    "vocab_size": 8,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "context"),
+    [({"sliding_window": 512}, 512), ({"sliding_window": None}, 8192), ({}, 4096)],
+)
+def test_a_window_shortens_the_context(said: dict[str, Any], context: int) -> None:
+    """A config.json that leaves the window out means 4096 tokens, as transformers has it."""
+    from transformers import MistralConfig
+
+    arch, keys = from_config(MISTRAL | said)
+    assert arch == "llama" and keys["context_length"] == context
+    assert context == (MistralConfig(**MISTRAL | said).sliding_window or 8192)
+
+
+def test_the_older_spelling_of_rotary_settings_wins() -> None:
+    """Both may be there; transformers and our own model then go by `rope_scaling`."""
+    from transformers import LlamaConfig
+
+    config = MISTRAL | {"model_type": "llama", "rope_theta": 5e5}
+    config |= {"rope_scaling": YARN, "rope_parameters": {"rope_type": "default"}}
+    _, keys = from_config(config)
+    theirs = LlamaConfig(**config).rope_parameters
+    assert keys["rope.scaling.type"] == theirs["rope_type"] == "yarn"
+    assert keys["rope.scaling.factor"] == theirs["factor"] == 4.0
+    assert keys["rope.scaling.original_context_length"] == 64
+    assert keys["rope.freq_base"] == theirs["rope_theta"]
 
 
 def test_a_reward_model_is_refused(checkpoint: Make, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 from instar.errors import UserError
 from instar.exchange.gguf_names import ARCHITECTURES, ROPE_FACTORS, architecture_of
 from instar.exchange.rope_factors import llama3_factors, llama3_settings
+from instar.model.config import ModelConfig, RopeScaling
+from instar.model.hugging_face import from_hugging_face
 
 SIZES = {
     "block_count": "num_hidden_layers",
@@ -192,106 +194,61 @@ def from_config(config: Mapping[str, Any]) -> tuple[str, dict[str, int | float |
         UserError: llama.cpp would compute something else than this model.
     """
     arch = architecture_of(config.get("model_type"))
-    _refuse_what_differs(config, arch)
+    shape = from_hugging_face(dict(config), "config.json")
+    keys = {key: getattr(shape, name) for key, name in SIZES.items()}
+    keys["vocab_size"] = shape.vocab_size
     if arch == "gpt2":
-        return arch, _gpt2_keys(config)
-    missing = [name for name in SIZES.values() if name not in config]
-    if missing:
-        raise UserError(f"config.json: `{missing[0]}` is missing", "Write the file again.")
-    keys: dict[str, int | float | str] = {key: config[name] for key, name in SIZES.items()}
-    heads = config["num_attention_heads"]
-    keys["attention.head_count_kv"] = config.get("num_key_value_heads") or heads
-    width = config.get("head_dim") or config["hidden_size"] // heads
-    keys |= {"attention.key_length": width, "attention.value_length": width}
-    keys["attention.layer_norm_rms_epsilon"] = config.get("rms_norm_eps", 1e-6)
-    keys["rope.dimension_count"] = width
-    keys["vocab_size"] = config["vocab_size"]
-    rope = rope_of(config)
-    keys["rope.freq_base"] = float(rope["rope_theta"])
-    if rope["rope_type"] in ("linear", "yarn"):
-        keys["rope.scaling.type"] = rope["rope_type"]
-        keys["rope.scaling.factor"] = float(rope["factor"])
-        if rope["rope_type"] == "yarn":
-            length = rope.get("original_max_position_embeddings")
-            keys["rope.scaling.original_context_length"] = (
-                length or config["max_position_embeddings"]
-            )
-    if window := window_of(config):
+        return arch, keys | {"attention.layer_norm_epsilon": shape.rms_norm_eps}
+    keys["attention.head_count_kv"] = shape.num_key_value_heads
+    keys |= {"attention.key_length": shape.head_dim, "attention.value_length": shape.head_dim}
+    keys["attention.layer_norm_rms_epsilon"] = shape.rms_norm_eps
+    keys["rope.dimension_count"] = shape.head_dim
+    keys["rope.freq_base"] = shape.rope_theta
+    keys |= _scaling_keys(shape.rope_scaling)
+    if shape.sliding_window:
         # llama.cpp looks back over everything: within the window that is the same.
-        keys["context_length"] = min(keys["context_length"], window)
+        keys["context_length"] = min(keys["context_length"], shape.sliding_window)
     if ARCHITECTURES[arch].has_experts:
-        experts = {
-            "num_experts": config.get("num_local_experts"),
-            **config,
-        }  # transformers 5's name
-        keys |= {key: experts[name] for key, name in EXPERT_SIZES.items()}
+        _refuse_what_differs(shape)
+        keys |= {key: getattr(shape, name) for key, name in EXPERT_SIZES.items()}
     return arch, keys
 
 
-def _gpt2_keys(config: Mapping[str, Any]) -> dict[str, int | float | str]:
-    sizes = dict(config)
-    sizes["n_inner"] = config.get("n_inner") or 4 * config["n_embd"]
-    keys: dict[str, int | float | str] = {key: sizes[name] for key, name in GPT2_SIZES.items()}
-    keys["attention.layer_norm_epsilon"] = config.get("layer_norm_epsilon", 1e-5)
-    keys["vocab_size"] = config["vocab_size"]
-    return keys
-
-
-def window_of(config: Mapping[str, Any]) -> int | None:
-    """How many tokens attention looks back, where that is limited."""
-    uses = config.get("use_sliding_window", config.get("model_type") == "mistral")
-    return config.get("sliding_window") if uses else None
-
-
-def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary settings of a ``config.json`` of any age: at least `rope_type`, `rope_theta`.
+def _scaling_keys(scaling: RopeScaling | None) -> dict[str, Any]:
+    """What a file says of slowed frequencies; Llama 3's factors are a tensor instead.
 
     Raises:
-        UserError: A GGUF file cannot say them.
+        UserError: A GGUF file cannot say it.
     """
-    rope = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
-    rope.setdefault("rope_type", rope.get("type", "default"))
-    rope.setdefault("rope_theta", config.get("rope_theta", THETA))
-    if rope["rope_type"] not in ("default", "linear", "yarn", "llama3"):
-        raise UserError(
-            f"config.json: the rotary scaling is {rope['rope_type']!r}",
-            "As GGUF instar writes default, linear, yarn and llama3.",
-        )
+    if scaling is None or scaling.rope_type == "llama3":
+        return {}
+    keys = {"rope.scaling.type": scaling.rope_type, "rope.scaling.factor": scaling.factor}
+    if scaling.rope_type == "linear":
+        return keys
     for name, granted in YARN.items():
-        if rope["rope_type"] == "yarn" and rope.get(name, granted) not in (granted, None):
+        if getattr(scaling, name) != granted:
             raise UserError(
-                f"config.json: {name} of the rotary scaling is {rope[name]!r}",
+                f"config.json: {name} of the rotary scaling is {getattr(scaling, name)!r}",
                 f"A GGUF file is written for {granted!r} only.",
             )
-    return rope
+    original = scaling.original_max_position_embeddings
+    return keys | {"rope.scaling.original_context_length": original}
 
 
 def rope_factors(config: Mapping[str, Any]) -> np.ndarray | None:
     """What ``rope_freqs.weight`` holds for this model; none where there is no such tensor."""
-    if config.get("model_type") == "gpt2" or rope_of(config)["rope_type"] != "llama3":
+    shape = from_hugging_face(dict(config), "config.json")
+    if shape.rope_scaling is None or shape.rope_scaling.rope_type != "llama3":
         return None
-    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    rope = rope_of(config)
-    return llama3_factors(rope, width, float(rope["rope_theta"]))
+    return llama3_factors(shape.rope_scaling.model_dump(), shape.head_dim, shape.rope_theta)
 
 
-def _refuse_what_differs(config: Mapping[str, Any], arch: str) -> None:
-    """What llama.cpp takes for granted must be so."""
-    granted: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu",)}
-    if arch == "gpt2":
-        granted = {
-            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-            "scale_attn_weights": (True,),
-            "scale_attn_by_inverse_layer_idx": (False,),
-        }
-    if ARCHITECTURES[arch].has_experts:
-        granted |= {"norm_topk_prob": (True,), "decoder_sparse_step": (1,)}
-        granted["mlp_only_layers"] = ([], None)
-        if "norm_topk_prob" not in config:  # transformers then takes it for false
-            config = {**config, "norm_topk_prob": False}
-    for name, values in granted.items():
-        if name in config and config[name] not in values:
+def _refuse_what_differs(shape: ModelConfig) -> None:
+    """What llama.cpp takes for granted of experts must be so."""
+    granted = {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": ()}
+    for name, value in granted.items():
+        if getattr(shape, name) != value:
             raise UserError(
-                f"config.json: {name} is {config[name]!r}",
-                f"llama.cpp computes this architecture with {values[0]!r} only.",
+                f"config.json: {name} is {getattr(shape, name)!r}",
+                f"llama.cpp computes this architecture with {value!r} only.",
             )

@@ -79,8 +79,8 @@ def write_gguf(
     config = read_json(directory / "config.json")
     arch, keys = from_config(config)
     vocabulary = vocabulary_of(directory, config["vocab_size"])
-    heads = config.get("num_attention_heads") or config["n_head"]
-    key_heads = config.get("num_key_value_heads") or heads
+    heads = int(keys["attention.head_count"])
+    key_heads = int(keys.get("attention.head_count_kv", heads))
     factors = rope_factors(config)
     with StoredWeights(directory) as weights, atomic_file(out) as beside:
         planned = plan(weights, config, arch, kind)
