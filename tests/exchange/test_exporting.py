@@ -80,6 +80,19 @@ def test_ollama(checkpoint: Make, tmp_path: Path, export: Callable[..., int]) ->
     assert GGUFFile(out / "model.gguf").arch == "llama", "its own is replaced"
 
 
+def test_ollama_is_told_the_context_of_the_file(
+    checkpoint: Make, tmp_path: Path, export: Callable[..., int]
+) -> None:
+    directory = tmp_path / "windowed"
+    shutil.copytree(checkpoint("mistral"), directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"sliding_window": 64}))
+    assert export(directory, "--to", "ollama", "--out", tmp_path / "out") == 0
+    file = GGUFFile(tmp_path / "out" / "model.gguf")
+    assert file.metadata["llama.context_length"] == 64
+    assert (tmp_path / "out" / "Modelfile").read_text().endswith("PARAMETER num_ctx 64\n")
+
+
 @pytest.mark.parametrize("kind", [None, "bf16"])
 @torch.no_grad()
 def test_safetensors(

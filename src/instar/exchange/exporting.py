@@ -116,6 +116,7 @@ def _gguf(options: Options, display: Display) -> Path:
 
 def _ollama(options: Options, display: Display) -> Path:
     from instar.exchange.chat_template import chat_template, recognised
+    from instar.exchange.gguf_shape import from_config
     from instar.exchange.gguf_write import write_gguf
     from instar.exchange.ollama import modelfile
 
@@ -133,7 +134,7 @@ def _ollama(options: Options, display: Display) -> Path:
             "the chat template is none that instar can write in Ollama's language: Ollama will "
             "look for one that it knows in the GGUF file"
         )
-    context = config.get("max_position_embeddings") or config.get("n_positions")
+    context = int(from_config(config)[1]["context_length"])
     stops = [tokenizer["eos_token"]] if isinstance(tokenizer.get("eos_token"), str) else []
     if chat is not None:
         stops = list(dict.fromkeys(["<|im_end|>", "<|im_start|>", *stops]))
