@@ -222,6 +222,59 @@ def test_what_llama_cpp_would_compute_otherwise() -> None:
             from_config(base | change)
 
 
+def scaling_of(**said: Any) -> dict[str, Any] | None:
+    """The ``rope_scaling`` of a file with these keys, its dots written as two underscores."""
+    _, keys = from_config(MISTRAL | {"model_type": "llama"})
+    keys |= {f"rope.{key.replace('__', '.')}": value for key, value in said.items()}
+    metadata = {f"llama.{key}": value for key, value in keys.items()}
+    return to_config(metadata, "llama", 8, {}).get("rope_scaling")
+
+
+def test_a_factor_without_a_type_is_linear() -> None:
+    """What llama.cpp does with old files (``load_hparams``)."""
+    linear = {"rope_type": "linear", "factor": 4.0}
+    assert scaling_of(scaling__factor=4.0) == scaling_of(scale_linear=4.0) == linear
+    assert scaling_of(scaling__factor=1.0) is scaling_of(scale_linear=0.0) is None
+    assert scaling_of(scaling__type="none", scaling__factor=4.0) is None
+
+
+def test_the_settings_of_yarn_come_in() -> None:
+    said = {"scaling__type": "yarn", "scaling__factor": 4.0}
+    said["scaling__original_context_length"] = 64
+    assert scaling_of(**said) == YARN
+    betas = {"scaling__yarn_beta_fast": float(np.float32(16.3)), "scaling__yarn_beta_slow": 2.0}
+    assert scaling_of(**said, **betas) == YARN | {"beta_fast": 16.3, "beta_slow": 2.0}
+    given = scaling_of(**said, scaling__yarn_attn_factor=float(np.float32(1.2)))
+    assert given == YARN | {"attention_factor": 1.2}
+    doubled = scaling_of(**said, scaling__attn_factor=2.0)
+    # Without it, by the paper's equation 22: 0.1 ln 4 + 1.
+    assert doubled == YARN | {"attention_factor": pytest.approx(2 * 1.1386294)}
+    del said["scaling__original_context_length"]
+    assert scaling_of(**said) == YARN | {"original_max_position_embeddings": 8192}
+
+
+def test_one_way_of_scaling_only() -> None:
+    _, keys = from_config(MISTRAL | {"model_type": "llama", "rope_scaling": YARN})
+    metadata = {f"llama.{key}": value for key, value in keys.items()}
+    with pytest.raises(UserError, match=r"rope_freqs\.weight and yarn scaling"):
+        to_config(metadata, "llama", 8, {"rope_freqs.weight": np.ones(4)})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("yarn_ext_factor", 0.5, "yarn"),
+        ("yarn_log_multiplier", 0.1, "yarn"),
+        ("attn_factor", 1.5, "linear"),
+        ("type", "longrope", "longrope"),
+    ],
+)
+def test_rotary_scaling_that_instar_has_not(key: str, value: Any, kind: str) -> None:
+    said = {"scaling__type": kind, f"scaling__{key}": value}
+    with pytest.raises(UserError, match=rf"{value}"):
+        scaling_of(**said)
+
+
 MISTRAL = {
     "model_type": "mistral",
     "vocab_size": 8,

@@ -12,6 +12,7 @@ from instar.exchange.gguf_names import ARCHITECTURES, ROPE_FACTORS, architecture
 from instar.exchange.rope_factors import llama3_factors, llama3_settings
 from instar.model.config import ModelConfig, RopeScaling
 from instar.model.hugging_face import from_hugging_face
+from instar.model.rotary import attention_factor
 
 SIZES = {
     "block_count": "num_hidden_layers",
@@ -39,6 +40,13 @@ THETA = 10_000.0
 
 YARN = {"beta_fast": 32, "beta_slow": 1, "attention_factor": None, "mscale": None, "truncate": True}
 """What llama.cpp and transformers both take for granted of YaRN."""
+
+YARN_KEYS = {
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+    "yarn_attn_factor": "attention_factor",
+}
+"""GGUF's keys of YaRN, after ``rope.scaling.``, to ``config.json``'s."""
 
 CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -117,9 +125,7 @@ def to_config(
                 f"{arch}.{key} is {keys.get(key)} and a head is {config['head_dim']} wide",
                 "instar's heads are as wide for values as for keys, and rotate whole.",
             )
-    epsilon = keys.get("attention.layer_norm_rms_epsilon", 1e-6)
-    # A float32 of 1e-05 is 9.999999747e-06 in Python; the shortest decimal is what was meant.
-    config["rms_norm_eps"] = float(str(np.float32(epsilon)))
+    config["rms_norm_eps"] = _decimal(keys.get("attention.layer_norm_rms_epsilon", 1e-6))
     config["hidden_act"] = "silu"
     config["tie_word_embeddings"] = tied
     biased = "blk.0.attn_q.bias" in tensors
@@ -140,12 +146,11 @@ def to_config(
 
 def _gpt2_config(keys: Keys, vocab_size: int, tied: bool) -> dict[str, Any]:
     config = {name: keys.size(key) for key, name in GPT2_SIZES.items()}
-    epsilon = keys.get("attention.layer_norm_epsilon", 1e-5)
     return {
         "model_type": "gpt2",
         "vocab_size": vocab_size,
         **config,
-        "layer_norm_epsilon": float(str(np.float32(epsilon))),
+        "layer_norm_epsilon": _decimal(keys.get("attention.layer_norm_epsilon", 1e-5)),
         "activation_function": "gelu_new",
         "tie_word_embeddings": tied,
         "architectures": [CLASSES["gpt2"]],
@@ -165,23 +170,69 @@ def _window(keys: Keys, arch: str) -> dict[str, Any]:
 def _rope(keys: Keys, config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The rotary settings, in the spelling of transformers 5 and in the one before."""
     theta = float(keys.get("rope.freq_base", THETA))
-    kind = keys.get("rope.scaling.type", "none")
-    scaling: dict[str, Any] = {}
+    scaling = _scaling(keys, config["max_position_embeddings"])
     if ROPE_FACTORS in tensors:
+        if scaling:
+            raise UserError(
+                f"the file has {ROPE_FACTORS} and {scaling['rope_type']} scaling as well",
+                "instar slows rotary frequencies in one way only.",
+            )
         factors = np.asarray(tensors[ROPE_FACTORS], dtype=np.float32)
         scaling = {"rope_type": "llama3"} | llama3_settings(factors, config["head_dim"], theta)
-    elif kind in ("linear", "yarn"):
-        scaling = {"rope_type": kind, "factor": float(keys.get("rope.scaling.factor", 1.0))}
-        if kind == "yarn":
-            length = keys.size("rope.scaling.original_context_length")
-            scaling["original_max_position_embeddings"] = length
-    elif kind != "none":
-        raise UserError(
-            f"the file's rotary scaling is {kind!r}", "instar reads none, linear and yarn."
-        )
     written: dict[str, Any] = {"rope_theta": theta}
     written["rope_parameters"] = (scaling or {"rope_type": "default"}) | {"rope_theta": theta}
     return written | ({"rope_scaling": scaling} if scaling else {})
+
+
+def _scaling(keys: Keys, context: int) -> dict[str, Any]:
+    """How frequencies are slowed down; nothing where they are left as they are.
+
+    A file that names no type means linear scaling, as llama.cpp has it: old files say the factor
+    only. A factor of 0 is none.
+    """
+    kind = keys.get("rope.scaling.type", "linear")
+    if kind not in ("none", "linear", "yarn"):
+        raise UserError(
+            f"the file's rotary scaling is {kind!r}", "instar reads none, linear and yarn."
+        )
+    factor = _decimal(keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 0.0))) or 1.0
+    if kind == "yarn":
+        return _yarn(keys, factor, context)
+    _refuse_other(keys, "rope.scaling.attn_factor", 1.0)
+    return {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1.0 else {}
+
+
+def _yarn(keys: Keys, factor: float, context: int) -> dict[str, Any]:
+    """YaRN's settings.
+
+    ``yarn_attn_factor`` is transformers' ``attention_factor``, by which llama.cpp's converter
+    names it so; ``attn_factor`` multiplies what is computed without it.
+    """
+    _refuse_other(keys, "rope.scaling.yarn_ext_factor", 1.0)
+    _refuse_other(keys, "rope.scaling.yarn_log_multiplier", 0.0)
+    scaling: dict[str, Any] = {"rope_type": "yarn", "factor": factor}
+    original = keys.size("rope.scaling.original_context_length", context)
+    scaling["original_max_position_embeddings"] = original
+    for key, name in YARN_KEYS.items():
+        if (value := keys.get(f"rope.scaling.{key}")) is not None:
+            scaling[name] = _decimal(value)
+    if (louder := _decimal(keys.get("rope.scaling.attn_factor", 1.0))) != 1.0:
+        whole = RopeScaling.parse(scaling, "the file's rotary scaling")
+        scaling["attention_factor"] = louder * attention_factor(whole)
+    return scaling
+
+
+def _refuse_other(keys: Keys, key: str, granted: float) -> None:
+    if (value := keys.get(key, granted)) != granted:
+        raise UserError(
+            f"the file's {key} is {_decimal(value)}",
+            f"instar computes {granted} only; download the model's own directory instead.",
+        )
+
+
+def _decimal(number: float) -> float:
+    """The shortest decimal of a float32, which was meant: 1e-05 is 9.999999747e-06 in Python."""
+    return float(str(np.float32(number)))
 
 
 def from_config(config: Mapping[str, Any]) -> tuple[str, dict[str, int | float | str]]:
