@@ -80,17 +80,21 @@ def test_ollama(checkpoint: Make, tmp_path: Path, export: Callable[..., int]) ->
     assert GGUFFile(out / "model.gguf").arch == "llama", "its own is replaced"
 
 
-def test_ollama_is_told_the_context_of_the_file(
+def test_ollama_is_told_the_context_and_the_end(
     checkpoint: Make, tmp_path: Path, export: Callable[..., int]
 ) -> None:
     directory = tmp_path / "windowed"
     shutil.copytree(checkpoint("mistral"), directory)
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"sliding_window": 64}))
+    (directory / "tokenizer_config.json").write_text('{"model_max_length": 256}')
+    named = {"eos_token": {"content": "<eos>"}}
+    (directory / "special_tokens_map.json").write_text(json.dumps(named))
     assert export(directory, "--to", "ollama", "--out", tmp_path / "out") == 0
     file = GGUFFile(tmp_path / "out" / "model.gguf")
     assert file.metadata["llama.context_length"] == 64
-    assert (tmp_path / "out" / "Modelfile").read_text().endswith("PARAMETER num_ctx 64\n")
+    said = (tmp_path / "out" / "Modelfile").read_text()
+    assert said.endswith('PARAMETER stop "<eos>"\nPARAMETER num_ctx 64\n')
 
 
 @pytest.mark.parametrize("kind", [None, "bf16"])

@@ -109,6 +109,41 @@ def test_ids_survive(checkpoint: Make, tmp_path: Path, strings: list[str]) -> No
     assert "generation %}" not in template and "<|im_start|>" in template
 
 
+def test_the_end_that_only_the_model_names(checkpoint: Make, tmp_path: Path) -> None:
+    """GPT-2's tokenizer on the hub names no token at all."""
+    directory = tmp_path / "gpt2"
+    shutil.copytree(checkpoint("gpt2"), directory)
+    (directory / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
+    model = json.loads((directory / "config.json").read_text())
+    model |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": -1}
+    (directory / "generation_config.json").unlink(missing_ok=True)
+    for said, config, generation in (
+        ((2, 3), {"bos_token_id": 2, "eos_token_id": 3}, {"eos_token_id": 5}),
+        ((None, 5), {}, {"eos_token_id": [5, 3]}),
+    ):
+        (directory / "config.json").write_text(json.dumps(model | config))
+        (directory / "generation_config.json").write_text(json.dumps(generation))
+        write_gguf(directory, tmp_path / "model.gguf", "f32", {})
+        keys = GGUFFile(tmp_path / "model.gguf").metadata
+        found = [keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding")]
+        assert found == [*said, None]
+    (directory / "generation_config.json").write_text("{}")
+    with pytest.raises(UserError, match="no file says which token ends a text"):
+        write_gguf(directory, tmp_path / "model.gguf", "f32", {})
+
+
+def test_tokens_of_the_older_map(checkpoint: Make, tmp_path: Path) -> None:
+    """What transformers before 4.34 wrote names tokens in special_tokens_map.json."""
+    directory = tmp_path / "older"
+    shutil.copytree(checkpoint("qwen2"), directory)
+    (directory / "tokenizer_config.json").write_text('{"model_max_length": 256}')
+    named = {"bos_token": "<bos>", "eos_token": {"content": "<|im_end|>"}}
+    (directory / "special_tokens_map.json").write_text(json.dumps(named))
+    write_gguf(directory, tmp_path / "model.gguf", "f32", {})
+    keys = GGUFFile(tmp_path / "model.gguf").metadata
+    assert keys["tokenizer.ggml.bos_token_id"] == 2 and keys["tokenizer.ggml.eos_token_id"] == 5
+
+
 def test_rows_without_tokens(checkpoint: Make, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

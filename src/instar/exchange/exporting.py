@@ -119,6 +119,7 @@ def _ollama(options: Options, display: Display) -> Path:
     from instar.exchange.gguf_shape import from_config
     from instar.exchange.gguf_write import write_gguf
     from instar.exchange.ollama import modelfile
+    from instar.tokenizer.reading import control_names, read_files
 
     source = options.directory
     out = options.out or source.with_name(f"{source.name}-ollama")
@@ -127,7 +128,7 @@ def _ollama(options: Options, display: Display) -> Path:
         read_json(source / name) for name in ("config.json", "tokenizer_config.json")
     )
     template = chat_template(source, tokenizer)
-    tokens = {key: value for key, value in tokenizer.items() if isinstance(value, str)}
+    tokens = control_names(read_files(source))
     chat = recognised(template, tokens) if template else None
     if chat is None:
         display.note(
@@ -135,7 +136,7 @@ def _ollama(options: Options, display: Display) -> Path:
             "look for one that it knows in the GGUF file"
         )
     context = int(from_config(config)[1]["context_length"])
-    stops = [tokenizer["eos_token"]] if isinstance(tokenizer.get("eos_token"), str) else []
+    stops = [tokens["eos_token"]] if "eos_token" in tokens else []
     if chat is not None:
         stops = list(dict.fromkeys(["<|im_end|>", "<|im_start|>", *stops]))
     with atomic_directory(out) as directory:

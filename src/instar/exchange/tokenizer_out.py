@@ -17,6 +17,7 @@ from instar.exchange.pretokenizers import from_json
 from instar.exchange.tokenizer_in import (
     BYTE,
     CONTROL,
+    GGUF_IDS,
     NORMAL,
     SPACE,
     UNKNOWN,
@@ -25,6 +26,7 @@ from instar.exchange.tokenizer_in import (
 )
 from instar.files import read_json
 from instar.tokenizer.hf import BYTE_OF_PIECE
+from instar.tokenizer.reading import control_names, read_files
 
 REMEDY = "Write safetensors instead; transformers and vLLM read them with this tokenizer."
 OWN_PIECES = r" +[^ \n]*|\n+"
@@ -89,7 +91,8 @@ def vocabulary_of(directory: Path, rows: int) -> Vocabulary:
             types[id] = BYTE
         if pieces and token == model.get("unk_token"):
             types[id] = UNKNOWN
-    keys = _special_ids(config, ids) | {"add_bos_token": _adds_bos(whole), "add_eos_token": False}
+    keys: dict[str, int | str | bool] = {**_special_ids(directory, ids)}
+    keys |= {"add_bos_token": _adds_bos(whole), "add_eos_token": False}
     if pieces:
         keys |= {"model": "llama", "pre": "default", "add_space_prefix": _prefixes(whole)}
         plain = {token for token, id in ids.items() if types[id] in (NORMAL, USER_DEFINED)}
@@ -100,6 +103,7 @@ def vocabulary_of(directory: Path, rows: int) -> Vocabulary:
         _refuse_merged_controls(ids.keys() - plain, plain)
         merges = []
     else:
+        _refuse_endless(directory, keys)
         pre = from_json(whole.get("pre_tokenizer"), bool(model.get("ignore_merges")))
         keys |= {"model": "gpt2", "pre": pre}
     template = chat_template(directory, config)
@@ -181,17 +185,35 @@ def _refuse_merged_controls(others: Iterable[str], plain: set[str]) -> None:
                 )
 
 
-def _special_ids(config: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, int]:
-    """The tokens that begin, end and fill texts; in chats, turns."""
+def _special_ids(directory: Path, ids: Mapping[str, int]) -> dict[str, int]:
+    """The tokens that begin, end and fill texts; in chats, turns.
+
+    What the tokenizer's files do not name, the model's may: so it is with GPT-2's.
+    """
+    names = control_names(read_files(directory))
+    places = [directory / name for name in ("config.json", "generation_config.json")]
+    models = [read_json(place) for place in places if place.is_file()]
     found: dict[str, int] = {}
-    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        token = config.get(f"{name}_token")
-        token = token["content"] if isinstance(token, dict) else token
-        if token is not None and token in ids:
-            found[f"{key}_token_id"] = ids[token]
+    for name, key in GGUF_IDS.items():
+        said = [ids.get(names.get(f"{name}_token", ""))]
+        for model in models:
+            several = model.get(f"{name}_token_id")
+            said += several if isinstance(several, list) else [several]
+        known = [id for id in said if id is not None and id in ids.values()]
+        if known:
+            found[f"{key}_token_id"] = known[0]
     if "<|im_end|>" in ids:
         found["eot_token_id"] = ids["<|im_end|>"]
     return found
+
+
+def _refuse_endless(directory: Path, keys: Mapping[str, Any]) -> None:
+    """Where a file names no end, llama.cpp ends texts at the token 11."""
+    if "eos_token_id" not in keys:
+        raise UserError(
+            f"{directory}: no file says which token ends a text",
+            'Name it in tokenizer_config.json, such as "eos_token": "<|endoftext|>".',
+        )
 
 
 def _adds_bos(whole: Mapping[str, Any]) -> bool:
