@@ -9,6 +9,7 @@ from tokenizers import Regex, pre_tokenizers
 
 from instar.errors import UserError
 from instar.exchange.pretokenizers import CUTS, QWEN2, cut_named, from_json, to_json
+from instar.exchange.tokenizer_in import tokenizer_of
 from instar.tokenizer.hf import word_bytes
 
 
@@ -59,3 +60,17 @@ def test_other_names() -> None:
     assert cut_named("") == CUTS["default"]
     with pytest.raises(UserError, match=r"'bloom'.*instar knows.*qwen2"):
         cut_named("bloom")
+
+
+@pytest.mark.parametrize("name", ["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"])
+def test_llama3_begins_every_text(name: str) -> None:
+    """llama.cpp takes it for granted of these names; a file may say otherwise."""
+    keys = {"model": "gpt2", "pre": name, "tokens": ["<b>", "a", "b", "ab"], "merges": ["a b"]}
+    keys |= {"token_type": [3, 1, 1, 1], "bos_token_id": 0}
+
+    def begins(**said: object) -> bool:
+        metadata = {f"tokenizer.ggml.{key}": value for key, value in (keys | said).items()}
+        return bool(tokenizer_of(metadata, 64).tokenizer["post_processor"])
+
+    assert begins() and begins(add_bos_token=True) and not begins(add_bos_token=False)
+    assert not begins(pre="qwen2") and not begins(pre="smaug-bpe")

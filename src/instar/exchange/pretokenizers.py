@@ -8,7 +8,7 @@ otherwise gets other ids.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from instar.errors import UserError
@@ -30,10 +30,12 @@ class Cut:
     Attributes:
         patterns: Each is applied to what the one before has left, matches and gaps alike.
         whole_words: A word that is a token is that token, whatever the merges say.
+        adds_bos: llama.cpp begins every text with a token, unless the file says otherwise.
     """
 
     patterns: tuple[str, ...]
     whole_words: bool = False
+    adds_bos: bool = field(default=False, compare=False)
 
 
 DEFAULT = Cut((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"))
@@ -43,7 +45,7 @@ CUTS: dict[str, Cut] = {
     "qwen2": Cut((QWEN2,)),
     "smollm": Cut((DIGIT, GPT2)),
     "gpt-2": Cut((GPT2,)),
-    "llama-bpe": Cut((LLAMA3,), whole_words=True),
+    "llama-bpe": Cut((LLAMA3,), whole_words=True, adds_bos=True),
     "smaug-bpe": Cut((LLAMA3,)),
     "qwen35": Cut((QWEN35,)),
     "default": DEFAULT,

@@ -64,7 +64,7 @@ def tokenizer_of(metadata: Mapping[str, Any], max_length: int) -> Files:
         if types[id] in (UNKNOWN, CONTROL, USER_DEFINED)
     ]
     ids = _control_ids(metadata, len(tokens))
-    if metadata.get("tokenizer.ggml.add_bos_token", kind == "llama") and "bos" in ids:
+    if "bos" in ids and _adds_bos(metadata):
         bos = tokens[ids["bos"]]
         tokenizer["post_processor"] = _begins_with(bos, ids["bos"])
     names = {f"{name}_token": tokens[id] for name, id in ids.items() if name in NAMED}
@@ -122,6 +122,15 @@ def _list(metadata: Mapping[str, Any], name: str) -> list[Any]:
 def _added(id: int, content: str, special: bool) -> dict[str, Any]:
     switches = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": id, "content": content, **switches, "special": special}
+
+
+def _adds_bos(metadata: Mapping[str, Any]) -> bool:
+    """Whether every text begins with a token; where the file is silent, as llama.cpp has it."""
+    said = metadata.get("tokenizer.ggml.add_bos_token")
+    if said is not None:
+        return said
+    of_pieces = metadata["tokenizer.ggml.model"] == "llama"
+    return of_pieces or cut_named(metadata.get("tokenizer.ggml.pre", "")).adds_bos
 
 
 def _begins_with(token: str, id: int) -> dict[str, Any]:
