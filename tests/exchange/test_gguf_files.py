@@ -196,6 +196,22 @@ def test_an_unknown_architecture(checkpoint: Make, tmp_path: Path) -> None:
         GGUFFile(path)
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_part_of_a_file(number: int, tmp_path: Path) -> None:
+    """As llama-gguf-split writes parts: only the first says what the model is."""
+    path = tmp_path / f"model-{number + 1:05d}-of-00002.gguf"
+    writer = gguf.GGUFWriter(path, "llama" if number == 0 else "")
+    writer.add_uint16("split.no", number)
+    writer.add_uint16("split.count", 2)
+    writer.add_tensor("token_embd.weight", np.zeros((8, 8), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UserError, match=r"one of 2 parts.*Join the parts first.*--merge"):
+        GGUFFile(path)
+
+
 @pytest.mark.parametrize(("number", "told"), [(999, "type 999"), (24, "type I8")])
 def test_an_unknown_type(number: int, told: str, checkpoint: Make, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"

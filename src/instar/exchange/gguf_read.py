@@ -36,7 +36,8 @@ class GGUFFile:
         path: The file.
 
     Raises:
-        UserError: It is none, is damaged, or of an architecture or type that is not known here.
+        UserError: It is none, a part of one, damaged, or of an architecture or type that is not
+            known here.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,6 +49,12 @@ class GGUFFile:
             }
         except (ValueError, IndexError, KeyError) as error:
             raise UserError(f"{path} cannot be read ({error})", AGAIN) from None
+        parts = self.metadata.get("split.count", 1)
+        if parts > 1:
+            raise UserError(
+                f"{path} is one of {parts} parts of a file",
+                "Join the parts first: llama-gguf-split --merge FIRST-PART WHOLE-FILE.",
+            )
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         self.arch: str = self.metadata.get("general.architecture", "")
         if self.arch not in ARCHITECTURES:
