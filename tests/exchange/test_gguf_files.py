@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,12 @@ def test_a_part_of_a_file(number: int, tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(UserError, match=r"one of 2 parts.*Join the parts first.*--merge"):
         GGUFFile(path)
+
+
+def test_the_library_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UserError, match=r"`make exchange`, or pip install 'instar\[exchange\]'"):
+        GGUFFile(tmp_path / "model.gguf")
 
 
 @pytest.mark.parametrize(("number", "told"), [(999, "type 999"), (24, "type I8")])

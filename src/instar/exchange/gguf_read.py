@@ -16,7 +16,9 @@ from instar.exchange.gguf_names import ARCHITECTURES, ROPE_FACTORS, from_gguf, h
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
-EXTRA = "Install it: pip install 'instar[exchange]'."
+EXTRA = "Install what GGUF files need: `make exchange`, or pip install 'instar[exchange]'."
+"""The remedy where the library is missing."""
+
 AGAIN = "It is cut short or damaged; download it again."
 
 
