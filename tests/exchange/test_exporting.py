@@ -107,6 +107,9 @@ def test_safetensors(
     directory = tmp_path / "run"
     shutil.copytree(checkpoint("qwen3"), directory)
     (directory / "metrics.jsonl").write_text("{}\n")
+    config = json.loads((directory / "config.json").read_text())
+    config["torch_dtype"] = config.pop("dtype")  # its name before transformers 5
+    (directory / "config.json").write_text(json.dumps(config))
     options = ("--type", kind) if kind else ()
     assert export(directory, "--to", "safetensors", "--out", tmp_path / "hf", *options) == 0
     dtype = torch.bfloat16 if kind else torch.float32
@@ -115,6 +118,10 @@ def test_safetensors(
     assert all(torch.equal(after[name], before[name].to(dtype)) for name in before)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     assert model.dtype == dtype
+    said = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert [said[name] for name in ("dtype", "torch_dtype") if name in said] == [
+        "bfloat16" if kind else "float32"
+    ]
     assert AutoTokenizer.from_pretrained(tmp_path / "hf").chat_template
     assert (tmp_path / "hf" / "README.md").is_file()
     assert not (tmp_path / "hf" / "metrics.jsonl").exists()

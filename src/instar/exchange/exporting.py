@@ -171,8 +171,9 @@ def _safetensors(options: Options, display: Display) -> Path:
                 shutil.copy(source / name, directory)
         write_weights(directory, tensors())
         if options.type:
-            config = read_json(source / "config.json") | {"dtype": names[options.type]}
-            write_json(directory / "config.json", config)
+            config = read_json(source / "config.json")
+            config.pop("torch_dtype", None)  # its name before transformers 5
+            write_json(directory / "config.json", config | {"dtype": names[options.type]})
         write_card(source, directory / "README.md", options.license)
     return out
 
