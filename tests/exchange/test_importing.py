@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,13 +16,15 @@ from safetensors.torch import load_file
 
 from instar.checkpoint import FAMILIES, load_causal_lm
 from instar.cli import main
+from instar.config import read_config
 from instar.errors import UserError
 from instar.exchange import weights
 from instar.exchange.gguf_write import write_gguf
-from instar.exchange.importing import import_model
+from instar.exchange.importing import Options, import_model
 from instar.exchange.weights import INDEX, StoredWeights, write_weights
 from instar.generation import Engine
 from instar.lineage import hash_file
+from instar.stages.sft import SFTConfig
 from instar.training.display import Display
 
 Make = Callable[[str], Path]
@@ -149,6 +152,13 @@ def test_several_files(checkpoint: Make, tmp_path: Path, monkeypatch: pytest.Mon
             assert set(again) == set(stored)
             for name in again:
                 assert np.array_equal(again[name], stored[name])
+
+
+def test_the_recipe_that_help_names_leaves_other_lives_alone() -> None:
+    found = re.search(r"instar sft (\S+) --init runs/smollm", Options.__doc__ or "")
+    assert found
+    life = read_config(SFTConfig, Path(__file__).parents[2] / found[1]).run
+    assert life != SFTConfig.model_fields["run"].default
 
 
 def test_the_verb(

@@ -44,7 +44,7 @@ class Options:
       instar import SmolLM2-135M-Instruct.Q4_1.gguf --out runs/smollm
       instar import Qwen/Qwen3-0.6B --out runs/qwen --dtype bfloat16
       instar generate runs/smollm --chat --prompt "What is the capital of France?"
-      instar sft recipes/mini/sft.yaml --init runs/smollm
+      instar sft recipes/adapt.yaml --init runs/smollm --data talks.jsonl
     """
 
     source: Annotated[str, tyro.conf.Positional]
