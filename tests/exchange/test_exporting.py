@@ -137,7 +137,7 @@ def test_mistakes(
     mine.mkdir()
     (mine / "diary.txt").touch()
     for arguments, told in [
-        ((adapter, "--to", "gguf"), "instar merge"),
+        ((adapter, "--to", "gguf"), f"instar merge {adapter} --out {adapter}-merged"),
         ((mine, "--to", "gguf"), "is not a checkpoint"),
         ((checkpoint("qwen3"), "--to", "ollama", "--out", mine), "has not made it"),
         ((checkpoint("qwen3"), "--to", "safetensors", "--type", "q8_0"), "f32, f16 or bf16"),

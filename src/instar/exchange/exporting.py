@@ -82,7 +82,8 @@ def _refuse_adapter(directory: Path) -> None:
         return
     if (directory / "adapter_config.json").is_file():
         raise UserError(
-            f"{directory} is an adapter, not a model", f"Merge it first: instar merge {directory}."
+            f"{directory} is an adapter, not a model",
+            f"Merge it first: instar merge {directory} --out {directory}-merged",
         )
     raise UserError(
         f"{directory} is not a checkpoint: it has no config.json",
