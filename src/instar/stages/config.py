@@ -101,9 +101,10 @@ def _content(directory: Path) -> str:
     """Hash of what a stage takes over from a parent."""
     content = content_of(directory)
     if content is None:
-        raise UserError(
-            f"{directory} is not a checkpoint", "Run the stage that makes it first, or mend `init`."
-        )
+        remedy = "Run the stage that makes it first, or mend `init`."
+        if directory.suffix == ".gguf":
+            remedy = f"Import it first: instar import {directory} --out DIR; then name DIR."
+        raise UserError(f"{directory} is not a checkpoint", remedy)
     return content
 
 
