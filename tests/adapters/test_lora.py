@@ -216,3 +216,9 @@ def test_kaiming_begins_within_its_bounds(model: CausalLM) -> None:
     bound = 1 / math.sqrt(32)
     assert 0.9 * bound < first.lora_A.weight.abs().max() <= bound
     assert first.lora_B.weight.abs().max() == 0
+
+
+def test_a_token_has_one_row() -> None:
+    assert LoRAConfig(trainable_token_indices=[9, 4]).trainable_token_indices == [9, 4]
+    with pytest.raises(UserError, match="9 is listed twice"):
+        LoRAConfig.parse({"trainable_token_indices": [9, 4, 9]}, "a file")

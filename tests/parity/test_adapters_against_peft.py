@@ -398,9 +398,12 @@ def test_a_model_of_ours_knows_nothing_of_adapters(base: Path) -> None:
     assert load_causal_lm(base).adapters == {}
 
 
-def test_rows_of_tokens_that_learn(base: Path, ids: torch.Tensor, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokens", [[4, 9], [9, 4, 7]], ids=str)
+def test_rows_of_tokens_that_learn(
+    tokens: list[int], base: Path, ids: torch.Tensor, tmp_path: Path
+) -> None:
     """The same rows, in and out, in a tied head too; one step of both is the same."""
-    tokens, config = [4, 9], their_config("lora")
+    config = their_config("lora")
     config.trainable_token_indices = tokens  # type: ignore[attr-defined]
     theirs = peft.get_peft_model(theirs_on(base), config)
     model = load_causal_lm(base)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import torch
 from annotated_types import Ge, Gt, Lt
 from jaxtyping import Float
+from pydantic import field_validator
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -80,6 +81,13 @@ class LowRankConfig(PlacedConfig):
     trainable_token_indices: list[int] = []
     """Ids of tokens whose embeddings learn as well (PEFT's word): those that the base never met,
     such as the marks of a chat."""
+
+    @field_validator("trainable_token_indices")
+    @classmethod
+    def _each_token_once(cls, ids: list[int]) -> list[int]:
+        if twice := [i for i in ids if ids.count(i) > 1]:
+            raise ValueError(f"{twice[0]} is listed twice, and a token has one row")
+        return ids
 
     def at(self, path: str) -> tuple[int, float]:
         """Rank and scale of the product at a layer."""

@@ -107,6 +107,11 @@ class TiedHead(nn.Module):
 def put_rows_in(model: Headed, name: str, ids: Sequence[int]) -> None:
     """Let some tokens' rows learn with an adapter; a tied head speaks with the same rows.
 
+    Args:
+        model: Changed in place.
+        name: The adapter.
+        ids: The tokens, each once; files hold their rows in this order.
+
     Raises:
         UserError: An id is none of the vocabulary's.
     """
@@ -129,7 +134,7 @@ def put_rows_in(model: Headed, name: str, ids: Sequence[int]) -> None:
         if isinstance(model, CausalLM) and model.config.tie_word_embeddings:
             model.lm_head = TiedHead(slot)  # type: ignore[assignment]
         embedding = slot
-    chosen = torch.tensor(sorted(set(ids)), device=embedding.base.weight.device)
+    chosen = torch.tensor(ids, device=embedding.base.weight.device)
     embedding.deltas[name] = TokenRows(chosen, embedding.base.weight[chosen])
 
 
