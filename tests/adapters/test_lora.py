@@ -126,13 +126,13 @@ def test_recomputed_blocks_give_the_same_gradient(model: CausalLM, ids: torch.Te
     assert gradients[0] and all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def test_scales() -> None:
-    assert LoRAConfig(rank=16, alpha=8).at("x") == (16, 0.5)
-    assert LoRAConfig(rank=16, alpha=8, rank_stabilised=True).at("x") == (16, 2.0)
+def test_scales(model: CausalLM) -> None:
+    assert LoRAConfig(rank=16, alpha=8).at(model, "x") == (16, 0.5)
+    assert LoRAConfig(rank=16, alpha=8, rank_stabilised=True).at(model, "x") == (16, 2.0)
     config = LoRAConfig(rank=4, alpha=8, ranks={"q_proj": 2}, alphas={"1.self_attn.q_proj": 1})
-    assert config.at("model.layers.0.self_attn.q_proj") == (2, 4.0)
-    assert config.at("model.layers.1.self_attn.q_proj") == (2, 0.5)
-    assert config.at("model.layers.11.self_attn.q_proj") == (2, 4.0)
+    assert config.at(model, "model.layers.0.self_attn.q_proj") == (2, 4.0)
+    assert config.at(model, "model.layers.1.self_attn.q_proj") == (2, 0.5)
+    assert config.at(model, "model.layers.11.self_attn.q_proj") == (2, 4.0)
 
 
 def test_b_learns_faster_where_that_is_wanted(model: CausalLM) -> None:

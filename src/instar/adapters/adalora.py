@@ -128,7 +128,7 @@ class AdaLoRAConfig(PlacedConfig):
             norms.append(torch.linalg.norm(delta.lora_B.mT @ delta.lora_B - identity))
         return self.orthogonality * torch.stack(norms).mean()
 
-    def learnt_settings(self, model: Headed, name: str) -> dict[str, Any]:
+    def settings_in(self, model: Headed, name: str) -> dict[str, Any]:
         """Which ranks each layer has kept."""
         parts = learnt_parts(model, name).items()
         kept = {path: part.speaking() for path, part in parts if isinstance(part, AdaLoRA)}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from instar.adapters.packed import Packed
+from instar.adapters.peft_fields import names_of
 from instar.adapters.slots import Adapted, Delta, Slot, Whole, plain
 from instar.adapters.tokens import tie_again
 from instar.config import Config
@@ -72,8 +73,8 @@ class AdapterConfig(Config):
     def penalty(self, model: Headed, name: str) -> Tensor | None:
         """What is added to the mean loss of a step (a scalar with gradient), if anything is."""
 
-    def learnt_settings(self, model: Headed, name: str) -> dict[str, Any]:
-        """What `adapter_config.json` holds beside ``to_peft`` once the adapter has learnt."""
+    def settings_in(self, model: Headed, name: str) -> dict[str, Any]:
+        """What `adapter_config.json` holds beside ``to_peft``: what only the model tells."""
         return {}
 
     def to_peft(self) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def targeted(model: Headed, targets: Targets) -> list[str]:
     Args:
         model: Whose layers.
         targets: ``all-linear``, ends of names (`q_proj`, `layers.0.mlp.up_proj`), or one regular
-            expression that fits whole paths.
+            expression that fits whole paths, as they are here or in transformers.
 
     Raises:
         UserError: Some of it matches no layer.
@@ -138,7 +139,8 @@ def targeted(model: Headed, targets: Targets) -> list[str]:
         return [path for path in paths if not OF_EXPERTS.search(path)]
     if isinstance(targets, str):
         try:
-            found = [path for path in paths if re.fullmatch(targets, path)]
+            fits = re.compile(targets).fullmatch
+            found = [path for path in paths if any(map(fits, names_of(model, path)))]
         except re.error as error:
             raise UserError(f"targets: {targets!r} is no pattern ({error})", remedy) from None
         if not found:

@@ -30,7 +30,7 @@ class DoRAConfig(LowRankConfig):
         put_rows_in(model, name, self.trainable_token_indices)
         for path in self.places(model):
             base = frozen(model, path)
-            delta = DoRA(base, *self.at(path), self.dropout)
+            delta = DoRA(base, *self.at(model, path), self.dropout)
             delta.lr_ratio = self.lr_ratio
             delta.begin(generator)
             put_in(model, path, name, delta)

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from instar.adapters.base import AdapterConfig, Targets, frozen, put_in, targeted
-from instar.adapters.peft_fields import targets_of, whole_parts_of
+from instar.adapters.base import AdapterConfig, Targets, frozen, learnt_parts, put_in, targeted
+from instar.adapters.peft_fields import outer_path, targets_of, whole_parts_of
 from instar.adapters.slots import Delta, matrix, sizes
 from instar.errors import UserError
 from instar.model.transformer import Headed
@@ -52,6 +52,13 @@ class IA3Config(AdapterConfig):
             "feedforward_modules": self.feedforward_targets,
             "modules_to_save": self.modules_to_save or None,
         }
+
+    def settings_in(self, model: Headed, name: str) -> dict[str, Any]:
+        """The layers by their names: PEFT asks that those of the inputs are listed among all."""
+        parts = learnt_parts(model, name).items()
+        layers = {outer_path(model, p): part for p, part in parts if isinstance(part, IA3)}
+        inputs = [path for path, part in layers.items() if part.scales_input]
+        return {"target_modules": list(layers), "feedforward_modules": inputs}
 
     @classmethod
     def from_peft(cls, values: dict[str, Any]) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from instar.adapters.base import (
     slots,
 )
 from instar.adapters.methods import described, understood
-from instar.adapters.peft_fields import outer_path
+from instar.adapters.peft_fields import by_pattern, names_of, outer_path
 from instar.adapters.slots import Adapted, Part, Slot, Whole, take
 from instar.adapters.tokens import TokenSlot
 from instar.errors import UserError
@@ -125,26 +126,47 @@ def _record(model: Headed, name: str) -> dict[str, Any]:
     values["task_type"] = SCORES if scores else "CAUSAL_LM"
     if "peft_type" not in values:
         return values
-    values |= config.learnt_settings(model, name)
     values |= {"inference_mode": True, "peft_version": PEFT_VERSION}
-    if scores:
-        values["modules_to_save"] = [*(values.get("modules_to_save") or []), "score"]
-    if isinstance(values.get("target_modules"), str):
-        values |= _spelled_out(model, name, values)
+    whole = [outer_path(model, end) for end in config.modules_to_save]
+    values["modules_to_save"] = [*whole, *(["score"] if scores else [])] or None
     if "target_modules" in values:
+        values |= _layers(model, name, values)
         # Whether the layers' weights lie transposed, as GPT-2's do.
         values["fan_in_fan_out"] = model.config.family == "gpt2"
-    return values
+    return values | config.settings_in(model, name)
 
 
-def _spelled_out(model: Headed, name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Layers by their names: what `all-linear` and patterns mean depends on who reads them."""
-    around = slots(model)
+def _layers(model: Headed, name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The fields that name layers, so that they mean the same ones to PEFT.
+
+    Ends of names do. Whole paths, `all-linear` and patterns are spelled out: what they mean depends
+    on who reads them.
+    """
+    around, targets = slots(model), values["target_modules"]
     paths = [path for path in learnt_parts(model, name) if isinstance(around[path], Adapted)]
-    if values["target_modules"] == ALL_LINEAR and len(paths) == len(linear_layers(model)):
-        return {"target_modules": sorted({path.rpartition(".")[2] for path in paths})}
-    spelled = [outer_path(model, path) for path in paths]
-    return {"target_modules": spelled, "layers_to_transform": None}
+    fields: dict[str, Any] = {
+        field: _pattern(model, paths, values[field])
+        for field in ("rank_pattern", "alpha_pattern")
+        if values.get(field)
+    }
+    if targets == ALL_LINEAR and len(paths) == len(linear_layers(model)):
+        fields["target_modules"] = sorted({path.rpartition(".")[2] for path in paths})
+    elif isinstance(targets, str) or any(target.startswith("model.") for target in targets):
+        fields["target_modules"] = [outer_path(model, path) for path in paths]
+        if "layers_to_transform" in values:
+            fields["layers_to_transform"] = None
+    return fields
+
+
+def _pattern(model: Headed, paths: list[str], patterns: dict[str, Any]) -> dict[str, Any]:
+    """Values by patterns, which are spelled out where they would not fit the same layers there."""
+    here = {path: by_pattern(names_of(model, path), patterns, None) for path in paths}
+    there = {path: by_pattern([outer_path(model, path)], patterns, None) for path in paths}
+    if here == there:
+        return patterns
+    return {
+        re.escape(outer_path(model, p)): value for p, value in here.items() if value is not None
+    }
 
 
 def is_adapter(directory: Path) -> bool:

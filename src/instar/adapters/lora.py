@@ -17,7 +17,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from instar.adapters.base import ALL_LINEAR, AdapterConfig, Targets, frozen, put_in, targeted
-from instar.adapters.peft_fields import blocks_of, by_pattern, only, targets_of, whole_parts_of
+from instar.adapters.peft_fields import (
+    blocks_of,
+    by_pattern,
+    names_of,
+    only,
+    targets_of,
+    whole_parts_of,
+)
 from instar.adapters.principal import principal
 from instar.adapters.slots import Delta, matrix, plain, sizes
 from instar.adapters.tokens import put_rows_in
@@ -89,10 +96,11 @@ class LowRankConfig(PlacedConfig):
             raise ValueError(f"{twice[0]} is listed twice, and a token has one row")
         return ids
 
-    def at(self, path: str) -> tuple[int, float]:
+    def at(self, model: Headed, path: str) -> tuple[int, float]:
         """Rank and scale of the product at a layer."""
-        rank = by_pattern(path, self.ranks, self.rank)
-        alpha = by_pattern(path, self.alphas, self.alpha)
+        names = names_of(model, path)
+        rank = by_pattern(names, self.ranks, self.rank)
+        alpha = by_pattern(names, self.alphas, self.alpha)
         return rank, alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
 
     def to_peft(self) -> dict[str, Any]:
@@ -175,7 +183,7 @@ class LoRAConfig(LowRankConfig):
         put_rows_in(model, name, self.trainable_token_indices)
         for path in self.places(model):
             base = frozen(model, path)
-            rank, scale = self.at(path)
+            rank, scale = self.at(model, path)
             delta = LoRA(*sizes(base), rank, scale, self.dropout)
             delta.lr_ratio = self.lr_ratio
             if self.start == "pissa":

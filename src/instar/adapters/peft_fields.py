@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from instar.errors import UserError
@@ -94,9 +94,14 @@ def outer_path(model: Headed, path: str) -> str:
     return file_name(path, model.config.family)
 
 
-def by_pattern(path: str, patterns: dict[str, Any], otherwise: Any) -> Any:
-    """The value of the first pattern that fits the end of a path, as PEFT looks things up."""
+def names_of(model: Headed, path: str) -> tuple[str, str]:
+    """A module's paths here and in transformers: patterns may be meant for either."""
+    return path, outer_path(model, path)
+
+
+def by_pattern(names: Iterable[str], patterns: dict[str, Any], otherwise: Any) -> Any:
+    """The value of the first pattern that fits the end of a name, as PEFT looks things up."""
     for pattern, value in patterns.items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", path):
+        if any(re.fullmatch(rf"(.*\.)?({pattern})", name) for name in names):
             return value
     return otherwise
