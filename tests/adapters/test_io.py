@@ -149,6 +149,7 @@ def test_a_language_model_cannot_begin_with_that_of_a_reward_model(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("alora_invocation_tokens", [3, 5]),
         ("lora_bias", True),
         ("bias", "all"),
         ("use_qalora", True),

@@ -11,7 +11,6 @@ from instar.model.stored import BODIES, file_name
 from instar.model.transformer import Headed
 
 OF_NO_MATTER = {
-    "alora_invocation_tokens",
     "auto_mapping",
     "base_model_name_or_path",
     "ensure_weight_tying",
