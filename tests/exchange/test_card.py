@@ -110,6 +110,23 @@ def test_no_folder_of_the_maker_is_told(tmp_path: Path) -> None:
     assert "It was made from ferry.gguf." in text and "dequantised (2 x Q4_1)" in text
 
 
+def test_an_adapter_on_a_directory_of_the_makers(tmp_path: Path) -> None:
+    """The directory's name is told, or what was imported there; never the folders before it."""
+    base = stage(tmp_path / "secret", "base", {})
+    directory = stage(tmp_path, "adapter", {"parents": {str(base): content_of(base)}})
+    (directory / "config.json").unlink()
+    settings = {"peft_type": "LORA", "base_model_name_or_path": str(base)}
+    (directory / "adapter_config.json").write_text(json.dumps(settings))
+    text = card(directory)
+    assert "It was made from base." in text and "secret" not in text
+    assert "base_model" not in yaml.safe_load(text.split("---\n")[1])
+    source = {"stage": "import", "config": {"source": "owner/base"}}
+    stage(tmp_path / "secret", "base", source)
+    text = card(directory)
+    assert "It was made from owner/base." in text
+    assert yaml.safe_load(text.split("---\n")[1])["base_model"] == "owner/base"
+
+
 def test_an_adapter(tmp_path: Path) -> None:
     directory = stage(tmp_path, "adapter", {"steps": 3})
     (directory / "config.json").unlink()

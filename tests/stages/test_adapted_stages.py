@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from instar.adapters.base import DEFAULT, frozen_twin, learnt_parts, using
+from instar.adapters.io import weights_hash
 from instar.adapters.opening import load_causal_lm, load_score_model
 from instar.errors import UserError
+from instar.exchange.card import card
 from instar.files import read_json
 from instar.generation import Engine
 from instar.generation.sampling import Sampling
@@ -96,6 +98,22 @@ def test_every_stage_goes_on_with_an_adapter(
     if stage != "rlvr":  # whose two steps have no right answer to learn from
         assert any(changed), "the same adapter has learnt more"
     assert torch.equal(one.model.embed_tokens.weight, two.model.embed_tokens.weight)
+
+
+def test_a_base_on_the_hub_keeps_its_name(
+    life: Path, values: Values, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is given the adapter finds its base; where it was cached here, nobody else does."""
+    cache = Path(base).rename(tmp_path / "cache")
+    monkeypatch.setattr("instar.hub._fetched", {"owner/model": cache}.__getitem__)
+    first = run(values["sft"] | {"adapter": LORA, "init": "owner/model"})
+    second = run(values["dpo"] | {"init": str(first)})
+    for adapter in (first, second):
+        record = read_json(adapter / "adapter_config.json")
+        assert record["base_model_name_or_path"] == "owner/model"
+        assert read_json(adapter / "base.json")["weights"] == weights_hash(cache)
+        assert load_causal_lm(adapter).adapters
+        assert "base_model: owner/model" in card(adapter) and str(cache) not in card(adapter)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -60,6 +60,7 @@ def save_adapter(
     directory: Path,
     base: Path,
     tensors: dict[str, Tensor] | None = None,
+    called: Path | None = None,
 ) -> None:
     """Write an adapter as PEFT does; what PEFT has no word for is readable here alone.
 
@@ -69,14 +70,16 @@ def save_adapter(
         directory: Gets ``adapter_config.json``, ``adapter_model.safetensors`` and ``base.json``.
         base: Where the base lies.
         tensors: What ``tensors_of(model, name)`` gave, where others had to take part in it.
+        called: What the base was asked for by; a name on the hub, perhaps.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tensors = tensors_of(model, name) if tensors is None else tensors
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     values = _record(model, name)
-    # Whole, so that it is found from anywhere; names on the hub stay what they are.
-    named = base.resolve() if base.exists() else base
-    write_json(directory / CONFIG, values | {"base_model_name_or_path": str(named)})
+    # A path is whole, so that it is found from anywhere; names on the hub stay what they are.
+    called = called or base
+    called = called.resolve() if called.exists() else called
+    write_json(directory / CONFIG, values | {"base_model_name_or_path": called.as_posix()})
     facts: dict[str, Any] = {"weights": weights_hash(base)}
     if isinstance(model, ScoreModel):
         facts["reward_form"] = model.config.reward_form
@@ -282,11 +285,11 @@ def check_base(directory: Path, base: Path) -> None:
         )
 
 
-def base_of(directory: Path) -> Path:
-    """Where an adapter's base lies: as it is written, beside the adapter, or on the hub.
+def base_name(directory: Path) -> Path:
+    """An adapter's base: a directory as it is written or beside the adapter, or a name on the hub.
 
     Raises:
-        UserError: In none of these places.
+        UserError: The adapter names none.
     """
     written = read_record(directory).get("base_model_name_or_path")
     if not written:
@@ -295,11 +298,21 @@ def base_of(directory: Path) -> Path:
     for place in (Path(written), directory / written, directory.parent / Path(written).name):
         if (place / "config.json").exists():
             return place
+    return Path(written)
+
+
+def base_of(directory: Path) -> Path:
+    """Where an adapter's base lies; fetched from the hub if it is not here.
+
+    Raises:
+        UserError: It is nowhere.
+    """
+    name = base_name(directory)
     try:
-        return located(Path(written))
+        return located(name)
     except UserError as error:
         raise UserError(
-            f"{directory}: its base {written} is not there ({error.problem})",
+            f"{directory}: its base {name} is not there ({error.problem})",
             "Say where the base lies (--base).",
         ) from None
 

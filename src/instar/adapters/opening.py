@@ -9,7 +9,14 @@ import torch
 
 from instar import checkpoint
 from instar.adapters.base import DEFAULT, AdapterConfig, add, merge, teach
-from instar.adapters.io import base_of, holds_scores, is_adapter, load_adapter, reward_form
+from instar.adapters.io import (
+    base_name,
+    base_of,
+    holds_scores,
+    is_adapter,
+    load_adapter,
+    reward_form,
+)
 from instar.adapters.nf4 import quantize
 from instar.errors import UserError
 from instar.hub import located
@@ -44,6 +51,16 @@ def plain_directory(directory: Path, base: Path | None = None) -> Path:
     if not is_adapter(directory):
         return directory
     return located(base) if base else base_of(directory)
+
+
+def plain_name(name: Path) -> Path:
+    """What a model is asked for by, or what an adapter calls its base: perhaps a name on the hub.
+
+    Raises:
+        UserError: As ``located`` does.
+    """
+    directory = located(name)
+    return base_name(directory) if is_adapter(directory) else name
 
 
 TAKEN = (

@@ -52,7 +52,7 @@ def card(directory: Path, license: str = "") -> str:
     chain = ancestry(directory)
     general = general_of(chain)
     if adapter.is_file():
-        general["base_model"] = config.get("base_model_name_or_path", "")
+        general |= _base_of(config, general)
     if license:
         general["license"] = license
     trained = [link for link in chain if link.lineage.get("steps")]
@@ -82,6 +82,14 @@ def card(directory: Path, license: str = "") -> str:
             if link.lineage.get("config")
         ],
     )
+
+
+def _base_of(config: dict[str, Any], general: dict[str, Any]) -> dict[str, str]:
+    """An adapter's base by its name on the hub or that of its directory, without the folders."""
+    base = config.get("base_model_name_or_path") or ""
+    if is_hub_id(base):
+        return {"base_model": base}
+    return {"base_model": general.get("base_model") or Path(base).name}
 
 
 def front_matter(path: Path) -> dict[str, Any]:

@@ -129,6 +129,10 @@ class TrainedStageConfig(StageConfig):
         """The directory whose model learns."""
         return self.checkpoint(self.parents()[0])
 
+    def named_origin(self) -> Path:
+        """The same as it is written: a name on the hub stays one."""
+        return self.at(self.parents()[0])
+
     def policy(self) -> CausalLM:
         """The language model that learns."""
         model = load_causal_lm(self.origin(), self.quantize)

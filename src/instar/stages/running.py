@@ -13,7 +13,7 @@ from torch import Tensor
 
 from instar.adapters.base import DEFAULT
 from instar.adapters.io import save_adapter, tensors_of
-from instar.adapters.opening import plain_directory
+from instar.adapters.opening import plain_directory, plain_name
 from instar.checkpoint import control_tokens, save_model, weights_of
 from instar.distributed import default_device, is_main, on_main, world
 from instar.errors import UserError
@@ -91,8 +91,8 @@ def _write(
     """The stage's directory: what was learnt, how it went, what it cost."""
     with atomic_directory(config.at(config.out)) as directory:
         if job.product.adapters:
-            base = plain_directory(config.origin())
-            save_adapter(job.product, DEFAULT, directory, base, weights)
+            base, called = plain_directory(config.origin()), plain_name(config.named_origin())
+            save_adapter(job.product, DEFAULT, directory, base, weights, called)
             job.tokenizer.save(directory)
             if isinstance(job.product, CausalLM):
                 write_json(directory / "generation_config.json", control_tokens(job.tokenizer))
