@@ -79,6 +79,18 @@ def test_a_base_is_found_from_the_adapters_place(adapter: Path, base: Path) -> N
     assert load_model(adapter, base).adapters.keys() == {DEFAULT}
 
 
+def test_another_revision_of_a_base_is_not_taken_for_the_first(
+    adapter: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("instar.hub._fetched", {"owner/model": base}.__getitem__)
+    change(adapter, base_model_name_or_path="owner/model", revision="main")
+    assert load_model(adapter).adapters
+    change(adapter, revision="v2")
+    with pytest.raises(UserError, match=r"owner/model in the revision v2.*--revision v2.*--base"):
+        load_model(adapter)
+    assert load_model(adapter, base).adapters
+
+
 def test_patterns_are_written_as_the_layers_they_mean(base: Path, tmp_path: Path) -> None:
     model = load_causal_lm(base)
     add(model, LoRAConfig(rank=2, targets=r".*\.1\..*(q|v)_proj"))

@@ -305,9 +305,14 @@ def base_of(directory: Path) -> Path:
     """Where an adapter's base lies; fetched from the hub if it is not here.
 
     Raises:
-        UserError: It is nowhere.
+        UserError: It is nowhere, or a revision of it is meant that is not the hub's first choice.
     """
-    name = base_name(directory)
+    name, revision = base_name(directory), read_record(directory).get("revision")
+    if revision not in (None, "main") and not name.exists():
+        raise UserError(
+            f"{directory}: its base is {name} in the revision {revision}, and only main is fetched",
+            f"`hf download {name} --revision {revision}`, and say where that lies (--base).",
+        )
     try:
         return located(name)
     except UserError as error:
