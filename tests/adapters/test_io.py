@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from instar.adapters.base import DEFAULT, add, learnt_parts, using
+from instar.adapters.adalora import AdaLoRAConfig
+from instar.adapters.base import DEFAULT, AdapterConfig, add, learnt_parts, lr_factors, using
+from instar.adapters.dora import DoRAConfig
 from instar.adapters.io import (
     BASE,
     CONFIG,
@@ -89,6 +91,36 @@ def test_another_revision_of_a_base_is_not_taken_for_the_first(
     with pytest.raises(UserError, match=r"owner/model in the revision v2.*--revision v2.*--base"):
         load_model(adapter)
     assert load_model(adapter, base).adapters
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        LoRAConfig(rank=4, dropout=0.1, lr_ratio=16, targets=["q_proj"]),
+        DoRAConfig(rank=4, dropout=0.1, lr_ratio=16, targets=["q_proj"]),
+        AdaLoRAConfig(
+            rank=6,
+            target_rank=3,
+            dropout=0.1,
+            initial_steps=3,
+            final_steps=4,
+            every=5,
+            beta1=0.5,
+            beta2=0.6,
+            orthogonality=0.1,
+            targets=["q_proj"],
+        ),
+    ],
+    ids=lambda method: method.method,
+)
+def test_how_an_adapter_learns_is_not_forgotten(
+    method: AdapterConfig, model: CausalLM, base: Path, tmp_path: Path
+) -> None:
+    add(model, method)
+    save_adapter(model, DEFAULT, tmp_path / "adapter", base)
+    again = load_causal_lm(base)
+    assert load_adapter(again, tmp_path / "adapter") == method
+    assert sorted(lr_factors(again).values()) == sorted(lr_factors(model).values())
 
 
 def test_patterns_are_written_as_the_layers_they_mean(base: Path, tmp_path: Path) -> None:

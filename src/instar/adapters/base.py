@@ -41,6 +41,8 @@ class AdapterConfig(Config):
 
     needs_whole: ClassVar[bool] = False
     """Whether it looks at weights outside of the blocks' own passes, where shards are not whole."""
+    unknown_to_peft: ClassVar[tuple[str, ...]] = ()
+    """Settings of the learning that ``to_peft`` has no word for; `base.json` holds them."""
 
     method: str
     """Which method."""

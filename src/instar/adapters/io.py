@@ -39,7 +39,8 @@ from instar.model.transformer import Headed
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 BASE = "base.json"
-"""Ours: which weights the adapter was learnt on, and how a reward is made of its scores."""
+"""Ours: which weights the adapter was learnt on, how a reward is made of its scores, and settings
+that PEFT has no word for, with which it goes on learning."""
 
 PREFIX = "base_model.model."
 """What PEFT puts before the names of a model's parts."""
@@ -81,6 +82,9 @@ def save_adapter(
     called = called.resolve() if called.exists() else called
     write_json(directory / CONFIG, values | {"base_model_name_or_path": called.as_posix()})
     facts: dict[str, Any] = {"weights": weights_hash(base)}
+    config: AdapterConfig = model.adapters[name]
+    if "peft_type" in values:
+        facts["settings"] = {field: getattr(config, field) for field in config.unknown_to_peft}
     if isinstance(model, ScoreModel):
         facts["reward_form"] = model.config.reward_form
     write_json(directory / BASE, facts)
@@ -202,7 +206,7 @@ def load_adapter(
     if name in model.adapters:
         raise UserError(f"there is an adapter {name!r} already", "Choose another name.")
     tensors = _read_tensors(directory)
-    config = understood(values)
+    config = read_method(directory)
     try:
         put_all_in(model, config, name, torch.Generator().manual_seed(0))
         if values.get("task_type") != SCORES:  # a reward model may begin as a language model
@@ -252,6 +256,24 @@ def read_record(directory: Path) -> dict[str, Any]:
     return values
 
 
+def read_method(directory: Path) -> AdapterConfig:
+    """The method of an adapter and its settings, also those that PEFT has no word for.
+
+    Raises:
+        UserError: There is no adapter, or it asks for something that is not here.
+    """
+    config = understood(read_record(directory))
+    settings = _facts(directory).get("settings")
+    if not settings:
+        return config
+    return type(config).parse(config.model_dump() | settings, str(directory / BASE))
+
+
+def _facts(directory: Path) -> dict[str, Any]:
+    """What ``save_adapter`` wrote beside; PEFT writes none."""
+    return read_json(directory / BASE) if (directory / BASE).exists() else {}
+
+
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
     try:
         return load_file(directory / WEIGHTS)
@@ -275,9 +297,7 @@ def check_base(directory: Path, base: Path) -> None:
     Raises:
         UserError: It was learnt on others.
     """
-    if not (directory / BASE).exists():
-        return  # PEFT writes none
-    recorded, found = read_json(directory / BASE).get("weights"), weights_hash(base)
+    recorded, found = _facts(directory).get("weights"), weights_hash(base)
     if None not in (recorded, found) and recorded != found:
         raise UserError(
             f"{directory} was learnt on other weights than those in {base}",
@@ -324,8 +344,7 @@ def base_of(directory: Path) -> Path:
 
 def reward_form(directory: Path) -> RewardForm:
     """How the reward model that an adapter belongs to makes a reward of its scores."""
-    facts = read_json(directory / BASE) if (directory / BASE).exists() else {}
-    return facts.get("reward_form", "last")
+    return _facts(directory).get("reward_form", "last")
 
 
 def holds_scores(directory: Path) -> bool:

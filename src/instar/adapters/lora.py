@@ -69,6 +69,8 @@ def _block(path: str) -> int:
 class LowRankConfig(PlacedConfig):
     """What LoRA and DoRA have in common."""
 
+    unknown_to_peft = ("lr_ratio",)
+
     rank: Rank = 8
     """Columns of B, rows of A."""
     alpha: Alpha = 16.0

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from instar.adapters.base import AdapterConfig
-from instar.adapters.io import is_adapter, read_record
-from instar.adapters.methods import understood
+from instar.adapters.io import is_adapter, read_method
 from instar.adapters.opening import plain_directory
 from instar.checkpoint import read_model_config
 from instar.data.packing import Row, conversation_row
@@ -149,7 +148,7 @@ class Survey:
         place = self.at(directory)
         if place == directory:
             place = located(place)
-        return understood(read_record(place)) if is_adapter(place) else None
+        return read_method(place) if is_adapter(place) else None
 
 
 def _extent(row: Row) -> Extent:
