@@ -114,6 +114,17 @@ def test_a_parent_without_lineage_counts_by_its_weights(life: Path, values: Valu
     assert made(run(values["sft"])) != before
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "special_tokens_map.json"])
+def test_what_ends_a_text_counts_too(life: Path, values: Values, name: str) -> None:
+    """A tokenizer takes its control tokens from these files, so a mended one trains anew."""
+    run(values["pretrain"])
+    (life / "pretrain" / name).write_text("{}")
+    before = made(run(values["sft"]))
+    assert made(run(values["sft"])) == before
+    (life / "pretrain" / name).write_text('{"eos_token_id": 3, "eos_token": "<eos>"}')
+    assert made(run(values["sft"])) != before
+
+
 def test_a_life_can_be_moved(life: Path, values: Values) -> None:
     before = made(run(values["pretrain"]))
     moved = life.rename(life.with_name("moved"))

@@ -66,14 +66,18 @@ def plain_name(name: Path) -> Path:
 TAKEN = (
     "*.safetensors",
     "config.json",
+    "generation_config.json",
     "adapter_config.json",
+    "base.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
     "vocab.json",
     "merges.txt",
 )
-"""What others take over from a directory: weights, shape, tokenizer, how conversations look."""
+"""What others take over from a directory: weights, shape, how an adapter learns, tokenizer and what
+ends a text, how conversations look."""
 
 
 def content_of(directory: Path, base: Path | None = None) -> str | None:
