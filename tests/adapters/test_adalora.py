@@ -93,12 +93,23 @@ def test_a_twin_that_does_not_learn_is_left_alone(model: CausalLM) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_run_too_short_is_refused(model: CausalLM, ids: torch.Tensor) -> None:
+def test_ranks_that_would_grow_are_refused() -> None:
+    with pytest.raises(UserError, match="target_rank is 8, more than rank, the 4 of the start"):
+        AdaLoRAConfig.parse({"rank": 4}, "a file")
+    theirs = AdaLoRAConfig(rank=8, target_rank=8).to_peft() | {"init_r": 4}
+    assert AdaLoRAConfig.from_peft(theirs).target_rank == 4, "PEFT never takes one away"
+
+
+@pytest.mark.parametrize("steps", [3, 8, 9])
+def test_some_steps_of_a_longer_run_can_be_tried(
+    steps: int, model: CausalLM, ids: torch.Tensor
+) -> None:
+    """As `instar profile` does: the schedule is that of the whole run."""
     config = CONFIG.model_copy(update={"initial_steps": 5, "final_steps": 3})
     add(model, config)
     model(ids).sum().backward()
-    with pytest.raises(UserError, match="leave nothing of 8 steps"):
-        config.stepped(model, DEFAULT, 1, 8)
+    for step in range(1, steps + 1):
+        config.stepped(model, DEFAULT, step, steps)
 
 
 def test_the_penalty_is_nothing_for_orthogonal_vectors(model: CausalLM) -> None:

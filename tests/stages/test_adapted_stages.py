@@ -22,7 +22,7 @@ from instar.generation.stopping import Stopping
 from instar.lineage import hash_file
 from instar.objectives.language import batch_logprobs
 from instar.planning.survey import Survey
-from instar.stages import dpo, preparing, sft
+from instar.stages import dpo, preparing, running, sft
 from instar.stages.registry import STAGES
 from instar.tokenizer.hf import Tokenizer
 from instar.training.display import Display
@@ -192,11 +192,19 @@ def test_an_adapter_on_an_adapter_is_refused(life: Path, values: Values, base: s
         ({"method": "lora", "targets": ["c_attn"]}, r"'c_attn' matches no layer.*q_proj"),
         ({"method": "lora", "rank": 0}, r"adapter.*rank.*greater than 0"),
         ({"method": "lara"}, r"adapter"),
+        ({"method": "adalora", "rank": 4}, r"adapter.*target_rank is 8, more than rank"),
+        ({"method": "adalora", "initial_steps": 2}, r"initial_steps 2 .*nothing of 2 steps"),
     ],
 )
 def test_mistakes_are_named_before_training(
-    life: Path, values: Values, base: str, adapter: dict[str, Any], told: str
+    life: Path,
+    values: Values,
+    base: str,
+    adapter: dict[str, Any],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(running, "fit", None)
     with pytest.raises(UserError, match=told):
         run(values["sft"] | {"adapter": adapter, "init": base})
 

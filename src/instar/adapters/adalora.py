@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 import torch
 from annotated_types import Ge, Gt, Lt
 from jaxtyping import Bool, Float
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -71,6 +72,14 @@ class AdaLoRAConfig(PlacedConfig):
     orthogonality: Annotated[float, Ge(0)] = 0.5
     """Weight of the penalty that keeps P and Q orthogonal (eq. 4, in PEFT's form)."""
 
+    @model_validator(mode="after")
+    def _ranks_decline(self) -> Self:
+        if self.target_rank > self.rank:
+            raise ValueError(
+                f"target_rank is {self.target_rank}, more than rank, the {self.rank} of the start"
+            )
+        return self
+
     def install(self, model: Headed, name: str, generator: torch.Generator) -> None:
         """P, L and Q at every layer that is meant."""
         for path in self.places(model):
@@ -86,27 +95,26 @@ class AdaLoRAConfig(PlacedConfig):
             steps: Steps of the whole run.
             layers: How many layers there are.
         """
-        declining = steps - self.final_steps - self.initial_steps
+        declining = max(1, steps - self.final_steps - self.initial_steps)
         left = min(max(1 - (step - self.initial_steps) / declining, 0.0), 1.0)
         first, last = self.rank * layers, self.target_rank * layers
         return int((first - last) * left**3 + last)
 
-    def stepped(self, model: Headed, name: str, step: int, steps: int) -> None:
-        """Measure what matters, and from time to time allot the ranks anew (algorithm 1).
-
-        Raises:
-            UserError: The run is too short for the schedule.
-        """
-        deltas = _deltas(model, name)
-        if any(delta.lora_E.grad is None for delta in deltas):
-            return  # it does not learn
-        last = steps - self.final_steps
-        if self.initial_steps >= last:
+    def check_run(self, steps: int) -> None:
+        """See that there are steps in which ranks are taken away."""
+        if self.initial_steps + self.final_steps >= steps:
             raise UserError(
                 f"initial_steps {self.initial_steps} and final_steps {self.final_steps} leave "
                 f"nothing of {steps} steps",
                 "Shorten them, or train for longer.",
             )
+
+    def stepped(self, model: Headed, name: str, step: int, steps: int) -> None:
+        """Measure what matters, and from time to time allot the ranks anew (algorithm 1)."""
+        deltas = _deltas(model, name)
+        if any(delta.lora_E.grad is None for delta in deltas):
+            return  # it does not learn
+        last = steps - self.final_steps
         if step < last:
             for delta in deltas:
                 delta.sense(self.beta1, self.beta2)
@@ -163,6 +171,9 @@ class AdaLoRAConfig(PlacedConfig):
             read.add("bias")
         only(values, read)
         ours = {name: values[theirs] for theirs, name in IN_PEFT.items() if theirs in values}
+        first, last = ours.get("rank"), ours.get("target_rank")
+        if isinstance(first, int) and isinstance(last, int):
+            ours["target_rank"] = min(first, last)  # to aim higher is to take none away, in PEFT
         places = {"targets": targets_of(values), "layers": blocks_of(values)}
         whole = {"modules_to_save": whole_parts_of(values)}
         return cls.parse({"alpha": 8, **ours, **places, **whole}, "adapter_config.json")

@@ -62,6 +62,13 @@ class AdapterConfig(Config):
         """
         raise NotImplementedError
 
+    def check_run(self, steps: int) -> None:
+        """See that a run of so many steps is long enough for the method's own schedule.
+
+        Raises:
+            UserError: It is not.
+        """
+
     def stepped(self, model: Headed, name: str, step: int, steps: int) -> None:
         """Told after every optimizer step, while gradients are still there.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from instar.adapters.base import lr_factors, penalties, store_frozen
+from instar.adapters.base import learnt_parts, lr_factors, penalties, store_frozen
 from instar.distributed import default_device, world
 from instar.errors import UserError
 from instar.model.transformer import Headed
@@ -47,16 +47,24 @@ def prepared(objective: Objective, training: TrainingConfig) -> Objective:
     whole = training.parallel == "ddp" or world()[1] == 1
     for model in objective.modules():
         if isinstance(model, Headed):
-            for adapter in () if whole else model.adapters.values():
-                if adapter.needs_whole:
-                    raise UserError(
-                        f"training.parallel is {training.parallel}, which spreads each weight, and "
-                        f"{adapter.method} needs whole ones",
-                        "Set training.parallel to ddp, or choose another method.",
-                    )
+            _check_adapters(model, training, whole)
             if whole:
                 store_frozen(model, dtype)
             model.model.recompute = training.activation_checkpointing
             if training.precision == "float8":
                 float8_products(model)
     return Kept(objective, {"penalty": AdapterPenalty()}) if penalties(objective) else objective
+
+
+def _check_adapters(model: Headed, training: TrainingConfig, whole: bool) -> None:
+    """Raise ``UserError`` if an adapter cannot learn in such a run."""
+    for name, adapter in model.adapters.items():
+        if adapter.needs_whole and not whole:
+            raise UserError(
+                f"training.parallel is {training.parallel}, which spreads each weight, and "
+                f"{adapter.method} needs whole ones",
+                "Set training.parallel to ddp, or choose another method.",
+            )
+        parts = learnt_parts(model, name).values()
+        if any(p.requires_grad for part in parts for p in part.parameters()):
+            adapter.check_run(training.steps)
