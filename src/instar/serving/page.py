@@ -25,7 +25,9 @@ from starlette.responses import HTMLResponse
 from instar.data.schema import Message
 from instar.errors import UserError
 from instar.files import whole_lines
+from instar.serving.asking import ERRORS
 from instar.serving.errors import ApiError
+from instar.serving.openai_types import Wanted
 from instar.tokenizer.chat import check_messages
 
 SCRIPTS = ("words.js", "server.js", "tokens.js", "talk.js", "page.js")
@@ -35,7 +37,7 @@ GROUP = "votes"
 """What the pairs of people's votes say they belong to."""
 
 
-class Turn(BaseModel):
+class Turn(Wanted):
     """One turn of the conversation that both replies answer."""
 
     role: Literal["system", "user", "assistant"]
@@ -44,7 +46,7 @@ class Turn(BaseModel):
     """What is said."""
 
 
-class Vote(BaseModel):
+class Vote(Wanted):
     """Two replies to one conversation, and which is better."""
 
     messages: list[Turn] = Field(min_length=1, max_length=4096)
@@ -62,7 +64,7 @@ class Vote(BaseModel):
 
 
 class Kept(BaseModel):
-    """How many votes there are by now."""
+    """The answer of ``/votes``: how many there are by now."""
 
     votes: int
 
@@ -181,6 +183,7 @@ def mount(app: FastAPI, runs: Mapping[str, Path], votes: Path | None) -> None:
 
     if box:
 
-        @app.post("/votes", include_in_schema=False)
+        @app.post("/votes", responses=ERRORS)
         def vote(vote: Vote) -> Kept:
+            """Keep a vote on two replies as a preference pair."""
             return Kept(votes=box.add(vote))
