@@ -81,7 +81,28 @@ def test_sentences_of_help_flow(
     monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit):
         call(monkeypatch, verb, "--help")
-    assert told in capsys.readouterr().out
+    assert told in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_help_breaks_lines_between_words(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "serve", "--help")
+    above = capsys.readouterr().out.partition("╭")[0]
+    lines = [line for line in above.splitlines() if not line.startswith(" ")]
+    assert max(map(len, lines)) <= columns and "Adapters of one base share it" in " ".join(lines)
+    assert "  instar serve runs/mini/sft runs/mini/rlvr" in above.splitlines(), "as it is set in"
+
+
+def test_who_reads_no_further_is_told_nothing() -> None:
+    command = [sys.executable, "-m", "instar", "sft", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as writing:
+        assert writing.stdout is not None and writing.stderr is not None
+        writing.stdout.close()
+        assert writing.stderr.read() == b"" and writing.wait(60) == 128 + signal.SIGPIPE
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
@@ -260,4 +281,5 @@ def test_every_adapter_that_help_names_can_be_chosen(
     monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit):
         call(monkeypatch, "sft", "--help")
-    assert f"({', '.join(verb.ADAPTERS)}, none)" in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"({', '.join(verb.ADAPTERS)}, none)" in told

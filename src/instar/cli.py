@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -87,12 +88,12 @@ def main() -> int:
 
 
 def _run(verb: str, rest: list[str]) -> int:
-    from instar.help import FLOWING
+    from instar.help import FLOWING, laid_out
 
     # `data` and `tokenizer` are families of verbs and stages: a recipe's file means the stage.
     is_stage = verb in ("data", "tokenizer") and bool(rest) and rest[0].endswith(".yaml")
     module = import_module("instar.stages.verb" if is_stage else VERBS[verb][0])
-    with FLOWING:
+    with FLOWING, laid_out(rest):
         if module.__name__ == "instar.stages.verb":
             return module.main(verb, rest)
         return module.main(rest)
@@ -120,6 +121,10 @@ def _guarded(action: Callable[[], int], debug: bool) -> int:
         print(f"instar: {error}", file=sys.stderr)
         return USER_ERROR
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _unread():
+            # What is left to be printed goes nowhere; else the interpreter would complain of it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         if debug:
             raise
         print(f"instar: {_about(error)}", file=sys.stderr)
@@ -134,6 +139,13 @@ def _guarded(action: Callable[[], int], debug: bool) -> int:
             file=sys.stderr,
         )
         return INTERNAL_ERROR
+
+
+def _unread() -> bool:
+    """Whether nobody reads on what is printed, as behind `| head`."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _about(error: OSError) -> str:

@@ -38,10 +38,10 @@ class Options:
     base share it. A request names the model it wants, or gets the first one. Only this machine
     can reach the server unless --host says otherwise; give it keys before you do that.
 
-    /v1/chat/completions and /v1/completions stream, sample, constrain (response_format with a
-    JSON schema or a regular expression), call tools and give log-probabilities; there are
-    /v1/models, /tokenize, /detokenize, /health, /metrics for Prometheus, and the plain
-    POST /chat {"message": "..."}. /openapi.json describes them all. / is a page to talk on.
+    Chats and completions (/v1/chat/completions, /v1/completions) stream, sample, take a form such
+    as a JSON schema (response_format), call tools and give log-probabilities. There are also
+    endpoints of models, tokens, health, Prometheus' metrics, and the plain POST /chat of the
+    message alone; /openapi.json describes them all. At / there is a page to talk on.
 
     For example:
       instar serve runs/mini/sft runs/mini/rlvr
