@@ -31,8 +31,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
 
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
-CONTEXT_MESSAGES = 5
-"""The stand-in's context, in messages."""
+CONTEXT = 100
+"""The stand-in's context, in tokens."""
+
+TURN_TOKENS = 15
+"""What the stand-in takes every message for."""
 
 
 class StandIn:
@@ -40,11 +43,13 @@ class StandIn:
 
     def __init__(self, votes: Path, run: Path) -> None:
         self.asked: list[dict[str, Any]] = []
+        self.counted: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.left = 0
         self.app = FastAPI()
         self.app.get("/v1/models")(self.models)
         self.app.post("/v1/chat/completions")(self.chat)
+        self.app.post("/tokenize")(self.tokenize)
         mount(self.app, {"sft": run / "sft", "dpo": run / "dpo", "lone": run.parent}, votes)
         # As in front of a server, so that the page's own requests are seen to pass.
         self.app.add_middleware(
@@ -55,6 +60,14 @@ class StandIn:
         if request.headers.get("referer", "").endswith("locked"):
             return error(401, "invalid_api_key", "no key")
         return {"data": [{"id": name} for name in ("sft", "dpo", "lone")]}
+
+    async def tokenize(self, request: Request) -> Any:
+        self.counted.append(await request.json())
+        if self.counted[-1]["messages"][-1]["content"] == "uncounted":
+            return error(500, None, "no")
+        length = CONTEXT * 2 if self.counted[-1]["model"] == "dpo" else CONTEXT
+        count = TURN_TOKENS * len(self.counted[-1]["messages"])
+        return {"tokens": [0] * count, "count": count, "max_model_len": length}
 
     async def chat(self, request: Request) -> Any:
         asked = await request.json()
@@ -70,8 +83,6 @@ class StandIn:
                 return error(400, "content_filter", "stopped by the safety filter: rule: theft")
             case ["odd"]:
                 return error(500, None, "Something odd <b>happened</b>.")
-        if len(asked["messages"]) > CONTEXT_MESSAGES:
-            return error(400, "context_length_exceeded", "too long")
         return StreamingResponse(self.words(asked, text), media_type="text/event-stream")
 
     async def words(self, asked: dict[str, Any], text: str) -> AsyncIterator[str]:
@@ -193,6 +204,7 @@ def page(context: BrowserContext, server: StandIn) -> Iterator[Page]:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     server.asked.clear()
+    server.counted.clear()
     page.goto(server.url)  # type: ignore[attr-defined]
     page.wait_for_selector("#chat .model option", state="attached")
     yield page
@@ -339,13 +351,50 @@ def test_a_key_is_asked_for_and_sent(page: Page, server: StandIn):
     assert "secret" not in page.evaluate("() => JSON.stringify(localStorage)")
 
 
-def test_what_the_context_has_no_room_for_is_forgotten_and_said_so(page: Page, server: StandIn):
-    for i in range(4):
-        send(page, f"m{i}")
-        expect(words(page)).to_contain_text(f"says m{i}")
+def talk(page: Page, said: list[str]) -> None:
+    for text in said:
+        send(page, text)
+        expect(words(page)).to_contain_text(f"says {text}")
         expect(page.locator("#chat .send")).to_be_visible()  # the reply is at its end
+
+
+def told(asked: dict[str, Any]) -> list[str]:
+    return [m["content"] for m in asked["messages"] if m["role"] == "user"]
+
+
+def test_room_for_a_reply_is_made_by_forgetting_and_said_so(page: Page, server: StandIn):
+    talk(page, ["m0"])
+    assert server.counted == [], "there is nothing to forget yet"
+    # 25 of 100 tokens are kept for the reply: of turns of 15 there fit five.
+    talk(page, ["m1", "m2"])
+    assert told(server.asked[-1]) == ["m0", "m1", "m2"]
+    expect(page.locator("#chat .note")).to_have_count(0)
+    talk(page, ["m3"])
     expect(page.locator("#chat .note")).to_contain_text("oldest exchange is forgotten")
-    assert [m["content"] for m in server.asked[-1]["messages"]][::2] == ["m1", "m2", "m3"]
+    assert told(server.asked[-1]) == ["m1", "m2", "m3"]
+    assert server.counted[-1]["messages"] == server.asked[-1]["messages"]
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Most tokens").fill("10")  # a short reply leaves room for one turn more
+    page.get_by_label("Instructions before the conversation").fill("Be brief.")
+    talk(page, ["m4"])
+    assert told(server.asked[-1]) == ["m2", "m3", "m4"]
+    assert server.asked[-1]["messages"][0]["role"] == "system"
+    expect(page.locator("#chat .note")).to_have_count(2)
+
+
+def test_of_two_models_the_one_with_less_context_decides(page: Page, server: StandIn):
+    page.get_by_role("tab", name="Side by side").click()
+    for i in range(4):
+        send(page, f"m{i}", "#compare")
+        page.get_by_role("button", name="A is better").last.click()
+        expect(page.locator("#compare .better")).to_have_count(i + 1)
+    assert {asked["model"] for asked in server.asked[-2:]} == {"sft", "dpo"}
+    assert [told(asked) for asked in server.asked[-2:]] == [["m1", "m2", "m3"]] * 2
+
+
+def test_a_message_that_cannot_be_counted_is_sent_all_the_same(page: Page, server: StandIn):
+    talk(page, ["m0", "uncounted"])
+    assert told(server.asked[-1]) == ["m0", "uncounted"]
 
 
 def test_sampling_settings_are_sent_kept_and_reset(page: Page, server: StandIn):

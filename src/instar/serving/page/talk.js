@@ -1,6 +1,7 @@
 // A conversation with one stage, or with two side by side.
 
 const SENTENCE = /[.!?。！？\n]/;
+const RESERVED = 4; // at least one part in so many of the context is kept free for the reply
 const NEAR = 80; // pixels from the end within which new text keeps the end in view
 
 class Talk {
@@ -64,11 +65,8 @@ class Talk {
     this.toEnd(true);
     const mine = { role: "user", content: text };
     const abort = this.busy(new AbortController());
-    let settled = [];
-    do {
-      const told = [...instructions(), ...this.messages.slice(this.forgotten), mine];
-      settled = await Promise.all(cards.map((card) => card.fill(told, abort.signal, () => this.toEnd())));
-    } while (settled.includes("context_length_exceeded") && this.forget());
+    const told = await this.makeRoom(names, mine, abort.signal);
+    await Promise.all(cards.map((card) => card.fill(told, abort.signal, () => this.toEnd())));
     if (this.abort !== abort) return; // a new conversation was begun meanwhile
     this.busy(null);
     const turn = { text, mine, asked, replies, cards, settings: sampling() };
@@ -78,12 +76,15 @@ class Talk {
     this.toEnd();
   }
 
-  /** Tell the model less of what was said; false if there is nothing left to forget. */
-  forget() {
-    if (this.forgotten >= this.messages.length) return false;
-    this.forgotten += 2;
-    this.log.lastElementChild.before(make("p", "note", say("forgot")));
-    return true;
+  /** What the models are told: of what was said, as much as leaves room for a reply. */
+  async makeRoom(names, mine, signal) {
+    const told = () => [...instructions(), ...this.messages.slice(this.forgotten), mine];
+    const tight = async () => (await Promise.all(names.map((name) => isTight(name, told(), signal)))).includes(true);
+    while (this.forgotten < this.messages.length && await tight() && !signal.aborted) {
+      this.forgotten += 2;
+      this.log.lastElementChild.before(make("p", "note", say("forgot")));
+    }
+    return told();
   }
 
   /** Nothing came of a message: it may be mended and sent once more. */
@@ -228,7 +229,7 @@ class Card {
     this.who.textContent = this.name === this.model ? this.model : `${this.name} · ${this.model}`;
   }
 
-  /** Write the reply to a conversation; returns the code of what went wrong, or nothing. */
+  /** Write the reply to a conversation. */
   async fill(messages, signal, grown) {
     this.clear();
     this.element.setAttribute("aria-busy", "true");
@@ -262,7 +263,6 @@ class Card {
     this.end.textContent = error.message;
     this.end.classList.add("wrong");
     if (error.code === "needs_key") openSettings(true, "key");
-    return error.code || "failed";
   }
 
   think(thought) {
@@ -305,6 +305,18 @@ class Reader {
     const words = `${this.held} ${more}`.trim();
     if (words) this.place.append(make("p", "", words));
     this.held = "";
+  }
+}
+
+/** Whether a conversation leaves a model too little room for a reply. */
+async function isTight(model, messages, signal) {
+  try {
+    const { count, max_model_len: context } = await (await ask("tokenize", { model, messages }, signal)).json();
+    const reply = Math.min(sampling().max_tokens, Math.floor(context / RESERVED));
+    return count + reply > context;
+  } catch (error) {
+    if (error.name === "AbortError" || error instanceof Trouble) return false; // the request itself will tell
+    throw error;
   }
 }
 
