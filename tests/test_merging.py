@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from instar.adapters.base import DEFAULT, add, learnt_parts
 from instar.adapters.bitfit import BitFitConfig
 from instar.adapters.io import save_adapter
 from instar.adapters.lora import LoRAConfig
+from instar.adapters.opening import content_of
 from instar.checkpoint import load_causal_lm, save_model
 from instar.errors import UserError
 from instar.files import read_json
@@ -20,6 +22,7 @@ from instar.merging import Arguments, average, merge, slerp
 from instar.model import CausalLM, ModelConfig, ScoreModel
 from instar.model.transformer import initialize
 from instar.tokenizer.hf import Tokenizer, save_tokenizer
+from instar.tokenizer.reading import GPT2_END
 
 CONFIG = ModelConfig(
     vocab_size=262,
@@ -169,7 +172,8 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
     wide = checkpoint(tmp_path / "wide", 0, CONFIG.model_copy(update={"intermediate_size": 32}))
     scorer = checkpoint(tmp_path / "scorer", 0, kind=ScoreModel)
     other = checkpoint(tmp_path / "other", 0)
-    (other / "tokenizer.json").write_text("{}", encoding="utf-8")
+    split = read_json(other / "tokenizer.json") | {"pre_tokenizer": None}
+    (other / "tokenizer.json").write_text(json.dumps(split), encoding="utf-8")
 
     def refused(match: str, models: list[Path], **options: object) -> None:
         with pytest.raises(UserError, match=match):
@@ -179,13 +183,50 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
     refused("is no adapter", [a])
     refused("intermediate_size is 24 in .* and 32 in", [a, wide])
     refused("different tokenizers", [a, other])
-    refused("holds a CausalLM", [a, scorer])
+    (other / "tokenizer.json").write_text("{", encoding="utf-8")
+    refused("broken tokenizer", [a, other])
+    refused("a holds a language model, .*scorer a reward model", [a, scorer])
     refused("for 2 models", [a, b], weights=[1.0])
     refused("for 2 models", [a, b], weights=[1.0, -2.0])
     refused("slerp is for two models, not 3", [a, b, a], method="slerp")
     refused("needs a --base", [a, b], method="ties")
     refused("has no use for a --base", [a, b], base=a)
     refused("--density is 0", [a, b], method="ties", base=a, density=0.0)
+
+
+def test_models_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are looked for before anything is said of them, and stand in the lineage."""
+    places = {name: checkpoint(tmp_path / name, seed) for seed, name in enumerate("sab")}
+    model = load_causal_lm(places["s"])
+    add(model, LoRAConfig(rank=2))
+    save_adapter(model, DEFAULT, tmp_path / "adapter", places["s"])
+    hub = {f"owner/{name}": tmp_path / name for name in ("s", "a", "b", "adapter")}
+    monkeypatch.setattr("instar.hub._fetched", hub.__getitem__)
+    a, b, start = Path("owner/a"), Path("owner/b"), Path("owner/s")
+    out = merge(Arguments([a, b], tmp_path / "ties", method="ties", base=start))
+    parents = read_json(out / "lineage.json")["parents"]
+    assert parents == {str(path): content_of(hub[str(path)]) for path in (a, b, start)}
+    assert load_causal_lm(merge(Arguments([Path("owner/adapter")], tmp_path / "merged")))
+
+
+def test_tokenizers_are_compared_before_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of old directories of GPT-2, too, which hold a vocabulary and merges."""
+    a, b = checkpoint(tmp_path / "a", 0), checkpoint(tmp_path / "b", 1)
+    tokens = [*read_json(a / "tokenizer.json")["model"]["vocab"]][6:]
+    for directory in (a, b):
+        (directory / "tokenizer.json").unlink()
+        (directory / "tokenizer_config.json").unlink()
+        vocabulary = [*tokens, "tt", GPT2_END]
+        vocab = {token: id for id, token in enumerate(vocabulary)}
+        (directory / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+        (directory / "merges.txt").write_text("")
+    assert merge(Arguments([a, b], tmp_path / "out")).exists()
+    (b / "merges.txt").write_text("t t\n")
+    monkeypatch.setattr(merging, "load_model", None)
+    with pytest.raises(UserError, match="different tokenizers"):
+        merge(Arguments([a, b], tmp_path / "again"))
 
 
 def test_the_verb(tmp_path: Path) -> None:

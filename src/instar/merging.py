@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,15 +12,22 @@ import tyro
 from torch import Tensor
 
 import instar
-from instar.adapters.io import CONFIG, is_adapter
-from instar.adapters.opening import content_of, load_model, load_tokenizer, merged
+from instar.adapters.io import CONFIG, holds_scores, is_adapter
+from instar.adapters.opening import (
+    content_of,
+    load_model,
+    load_tokenizer,
+    merged,
+)
 from instar.adapters.vectors import dare, ties
-from instar.checkpoint import save_model
+from instar.checkpoint import read_model_config, save_model
 from instar.errors import UserError
-from instar.files import atomic_directory, read_json
+from instar.files import atomic_directory
+from instar.hub import located
 from instar.lineage import Cost, Stopwatch, hash_value, peak_rss_bytes, write_lineage
 from instar.model import CausalLM, ScoreModel
 from instar.tokenizer.hf import Tokenizer
+from instar.tokenizer.reading import read_files, read_object
 from instar.training.display import Display
 
 Method = Literal["average", "slerp", "ties", "dare"]
@@ -42,7 +49,7 @@ class Arguments:
     """
 
     models: Annotated[list[Path], tyro.conf.Positional]
-    """An adapter, or two or more checkpoints."""
+    """An adapter, or two or more checkpoints: directories or names on the hub."""
     out: Path
     """Directory to write."""
     method: Method = "average"
@@ -74,20 +81,19 @@ def merge(arguments: Arguments) -> Path:
     Raises:
         UserError: The models do not fit together, or an option does not fit the method.
     """
-    watch, models = Stopwatch(), arguments.models
+    watch, models, base = Stopwatch(), arguments.models, arguments.base
     if arguments.out.exists():
         raise UserError(f"{arguments.out} exists", "Choose another --out.")
-    if len(models) == 1:
-        product, tokenizer = _melted(models[0], arguments.base)
-    else:
-        product, tokenizer = _mixed(arguments)
-    parents = [*models, *([arguments.base] if arguments.base else [])]
+    mix = _mix(arguments, _factors(arguments)) if len(models) > 1 else None
+    here = _fetched(arguments)
+    product, tokenizer = _mixed(here, mix) if mix else _melted(here.models[0], here.base)
     settings = {k: v for k, v in asdict(arguments).items() if k != "out"}
-    settings |= {"models": [str(m) for m in models], "base": str(arguments.base or "") or None}
+    settings |= {"models": [str(m) for m in models], "base": str(base or "") or None}
+    parents = zip(_parents(arguments), _parents(here), strict=True)
     record: dict[str, Any] = {
         "config": {"stage": "merge", **settings},
         "data": {},
-        "parents": {str(path): content_of(path, arguments.base) for path in parents},
+        "parents": {str(name): content_of(place, here.base) for name, place in parents},
         "version": instar.__version__,
     }
     record["fingerprint"] = hash_value(record)
@@ -97,6 +103,17 @@ def merge(arguments: Arguments) -> Path:
         size = sum(p.numel() for p in product.parameters())
         write_lineage(directory, record | {"stage": "merge", "parameters": size}, cost)
     return arguments.out
+
+
+def _fetched(arguments: Arguments) -> Arguments:
+    """The same with directories in place of names on the hub."""
+    base = located(arguments.base) if arguments.base else None
+    return replace(arguments, models=[located(path) for path in arguments.models], base=base)
+
+
+def _parents(arguments: Arguments) -> list[Path]:
+    """What the product is made from."""
+    return [*arguments.models, *([arguments.base] if arguments.base else [])]
 
 
 def _melted(directory: Path, base: Path | None) -> tuple[CausalLM | ScoreModel, Tokenizer]:
@@ -109,16 +126,14 @@ def _melted(directory: Path, base: Path | None) -> tuple[CausalLM | ScoreModel, 
     return merged(directory, base), load_tokenizer(directory, base)
 
 
-def _mixed(arguments: Arguments) -> tuple[CausalLM | ScoreModel, Tokenizer]:
+def _mixed(arguments: Arguments, mix: Mix) -> tuple[CausalLM | ScoreModel, Tokenizer]:
     """Several models as one, and the tokenizer of the first."""
-    paths = arguments.models
-    mix = _mix(arguments, _factors(arguments))
-    with_base = [arguments.base] if arguments.base else []
-    models = [_load(path) for path in [*paths, *with_base]]
-    for path, model in zip([*paths, *with_base][1:], models[1:], strict=True):
-        _check_alike(paths[0], models[0], path, model)
+    paths = _parents(arguments)
+    for path in paths:
+        _check_alike(paths[0], path)
+    models = [load_model(path) for path in paths]
     weights = [dict(model.named_parameters()) for model in models]
-    base = weights.pop() if with_base else {}
+    base = weights.pop() if arguments.base else {}
     with torch.no_grad():
         for name, weight in models[0].named_parameters():
             weight.copy_(mix([own[name].detach() for own in weights], base.get(name)))
@@ -207,22 +222,17 @@ def slerp(first: Tensor, second: Tensor, t: float) -> Tensor:
     return mixed.view_as(first).to(first.dtype)
 
 
-def _load(directory: Path) -> CausalLM | ScoreModel:
-    if is_adapter(directory):
-        raise UserError(f"{directory} is an adapter", "Merge it into its base first.")
-    return load_model(directory)
-
-
-def _check_alike(
-    first: Path, model: CausalLM | ScoreModel, second: Path, other: CausalLM | ScoreModel
-) -> None:
+def _check_alike(first: Path, second: Path) -> None:
     """Raise ``UserError`` if two checkpoints have no common weights, or mean other tokens."""
-    if type(model) is not type(other):
+    if is_adapter(second):
+        raise UserError(f"{second} is an adapter", "Merge it into its base first.")
+    kinds = ["reward" if holds_scores(path) else "language" for path in (first, second)]
+    if kinds[0] != kinds[1]:
         raise UserError(
-            f"{first} holds a {type(model).__name__}, {second} a {type(other).__name__}",
+            f"{first} holds a {kinds[0]} model, {second} a {kinds[1]} model",
             "Merge models of one kind.",
         )
-    shapes, others = model.config.model_dump(), other.config.model_dump()
+    shapes, others = (read_model_config(path).model_dump() for path in (first, second))
     different = [name for name, value in shapes.items() if others[name] != value]
     if different:
         name = different[0]
@@ -230,7 +240,13 @@ def _check_alike(
             f"{name} is {shapes[name]} in {first} and {others[name]} in {second}",
             "Merge models of one shape.",
         )
-    if read_json(first / "tokenizer.json") != read_json(second / "tokenizer.json"):
+    if _tokens(first) != _tokens(second):
         raise UserError(
             f"{first} and {second} have different tokenizers", "Merge models that share one."
         )
+
+
+def _tokens(directory: Path) -> dict[str, Any]:
+    """A tokenizer as a value, also where it lies in two files as GPT-2's did at first."""
+    Tokenizer.load(directory)  # says what is wrong with it, if anything is
+    return read_object(read_files(directory), "tokenizer.json")
