@@ -15,7 +15,7 @@ from instar.adapters.bitfit import BitFitConfig
 from instar.adapters.io import save_adapter
 from instar.adapters.lora import LoRAConfig
 from instar.adapters.opening import content_of
-from instar.checkpoint import load_causal_lm, save_model
+from instar.checkpoint import load_causal_lm, read_model_config, save_model
 from instar.errors import UserError
 from instar.files import read_json
 from instar.merging import Arguments, average, merge, slerp
@@ -192,6 +192,23 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
     refused("needs a --base", [a, b], method="ties")
     refused("has no use for a --base", [a, b], base=a)
     refused("--density is 0", [a, b], method="ties", base=a, density=0.0)
+
+
+def test_what_weights_do_not_depend_on_may_differ(tmp_path: Path) -> None:
+    """Chat models often promise another context than their base; the first model's is taken."""
+    longer = CONFIG.model_copy(update={"max_position_embeddings": 64, "initializer_range": 0.1})
+    a, b = checkpoint(tmp_path / "a", 0), checkpoint(tmp_path / "b", 1, longer)
+    assert read_model_config(merge(Arguments([a, b], tmp_path / "ab"))) == CONFIG
+    assert read_model_config(merge(Arguments([b, a], tmp_path / "ba"))) == longer
+
+
+def test_positions_that_are_weights_must_be_as_many(tmp_path: Path) -> None:
+    own = {"family": "gpt2", "num_key_value_heads": 2}
+    config = ModelConfig(**(CONFIG.model_dump() | own))
+    longer = config.model_copy(update={"max_position_embeddings": 64})
+    a, b = checkpoint(tmp_path / "a", 0, config), checkpoint(tmp_path / "b", 1, longer)
+    with pytest.raises(UserError, match=r"max_position_embeddings is 32 in .* and 64 in"):
+        merge(Arguments([a, b], tmp_path / "out"))
 
 
 def test_models_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

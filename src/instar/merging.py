@@ -45,7 +45,7 @@ class Arguments:
     With one directory, which must be an adapter, the product is a model that says the same without
     it. With several, `average` takes the mean of the weights (model soups), `slerp` goes from the
     first to the second along the sphere, and `ties` and `dare` add up what each model learnt since
-    a common base.
+    a common base. The tokenizer and the longest context are those of the first.
     """
 
     models: Annotated[list[Path], tyro.conf.Positional]
@@ -232,18 +232,27 @@ def _check_alike(first: Path, second: Path) -> None:
             f"{first} holds a {kinds[0]} model, {second} a {kinds[1]} model",
             "Merge models of one kind.",
         )
-    shapes, others = (read_model_config(path).model_dump() for path in (first, second))
-    different = [name for name, value in shapes.items() if others[name] != value]
+    shapes, others = _shape(first), _shape(second)
+    different = [name for name in shapes | others if shapes.get(name) != others.get(name)]
     if different:
         name = different[0]
         raise UserError(
-            f"{name} is {shapes[name]} in {first} and {others[name]} in {second}",
+            f"{name} is {shapes.get(name)} in {first} and {others.get(name)} in {second}",
             "Merge models of one shape.",
         )
     if _tokens(first) != _tokens(second):
         raise UserError(
             f"{first} and {second} have different tokenizers", "Merge models that share one."
         )
+
+
+def _shape(directory: Path) -> dict[str, Any]:
+    """What of a model's config its weights depend on."""
+    config = read_model_config(directory)
+    others = {"initializer_range"}
+    if config.family != "gpt2":  # whose positions are weights; rotary ones reach any length
+        others.add("max_position_embeddings")
+    return config.model_dump(exclude=others)
 
 
 def _tokens(directory: Path) -> dict[str, Any]:
