@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from instar.adapters.bitfit import BitFitConfig
 from instar.adapters.io import save_adapter
 from instar.adapters.lora import LoRAConfig
 from instar.adapters.opening import content_of
-from instar.checkpoint import load_causal_lm, read_model_config, save_model
+from instar.checkpoint import load_causal_lm, read_dtype, read_model_config, save_model
 from instar.errors import UserError
 from instar.files import read_json
 from instar.merging import Arguments, average, merge, slerp
@@ -244,6 +245,24 @@ def test_tokenizers_are_compared_before_weights_are_read(
     monkeypatch.setattr(merging, "load_model", None)
     with pytest.raises(UserError, match="different tokenizers"):
         merge(Arguments([a, b], tmp_path / "again"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [("keep", "bfloat16"), ("float32", "float32"), ("float16", "float16")]
+)
+def test_weights_are_stored_as_the_first_models_are(
+    tmp_path: Path, asked: Any, expected: str
+) -> None:
+    a, b = checkpoint(tmp_path / "a", 0), checkpoint(tmp_path / "b", 1)
+    save_model(load_causal_lm(a), a, Tokenizer.load(a), dtype="bfloat16")
+    out = merge(Arguments([a, b], tmp_path / "out", dtype=asked))
+    assert read_dtype(out) == expected == read_json(out / "config.json")["dtype"]
+    model = load_causal_lm(a)
+    add(model, LoRAConfig(rank=2))
+    save_adapter(model, DEFAULT, tmp_path / "adapter", a)
+    assert read_dtype(merge(Arguments([tmp_path / "adapter"], tmp_path / "own", dtype=asked))) == (
+        expected
+    )
 
 
 def test_the_verb(tmp_path: Path) -> None:

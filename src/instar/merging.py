@@ -18,10 +18,12 @@ from instar.adapters.opening import (
     load_model,
     load_tokenizer,
     merged,
+    plain_directory,
 )
 from instar.adapters.vectors import dare, ties
-from instar.checkpoint import read_model_config, save_model
+from instar.checkpoint import read_dtype, read_model_config, save_model
 from instar.errors import UserError
+from instar.exchange.importing import Kept
 from instar.files import atomic_directory
 from instar.hub import located
 from instar.lineage import Cost, Stopwatch, hash_value, peak_rss_bytes, write_lineage
@@ -65,6 +67,8 @@ class Arguments:
     base lies, if not where the adapter says."""
     seed: int = 0
     """Of `dare`: decides which changes are kept."""
+    dtype: Kept = "keep"
+    """How to store the weights. keep: as those of the first model, or of the adapter's base."""
 
 
 def main(argv: list[str]) -> int:
@@ -87,6 +91,7 @@ def merge(arguments: Arguments) -> Path:
     mix = _mix(arguments, _factors(arguments)) if len(models) > 1 else None
     here = _fetched(arguments)
     product, tokenizer = _mixed(here, mix) if mix else _melted(here.models[0], here.base)
+    kept = read_dtype(plain_directory(here.models[0], here.base))
     settings = {k: v for k, v in asdict(arguments).items() if k != "out"}
     settings |= {"models": [str(m) for m in models], "base": str(base or "") or None}
     parents = zip(_parents(arguments), _parents(here), strict=True)
@@ -98,7 +103,8 @@ def merge(arguments: Arguments) -> Path:
     }
     record["fingerprint"] = hash_value(record)
     with atomic_directory(arguments.out) as directory:
-        save_model(product, directory, tokenizer)
+        dtype = kept if arguments.dtype == "keep" else arguments.dtype
+        save_model(product, directory, tokenizer, dtype=dtype)
         cost = Cost(watch.wall_s, watch.cpu_s, peak_rss_bytes=peak_rss_bytes())
         size = sum(p.numel() for p in product.parameters())
         write_lineage(directory, record | {"stage": "merge", "parameters": size}, cost)
