@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,9 +14,12 @@ from instar.adapters import base
 from instar.adapters.bitfit import BitFitConfig
 from instar.adapters.bottleneck import BottleneckConfig
 from instar.adapters.ia3 import IA3Config
+from instar.adapters.io import save_adapter
+from instar.adapters.lora import LoRAConfig
 from instar.adapters.prefix import PrefixConfig
 from instar.adapters.prompt import PromptConfig
 from instar.adapters.rows import rows
+from instar.checkpoint import save_model
 from instar.errors import UserError
 from instar.model import CausalLM, KVCache, ModelConfig
 
@@ -128,3 +135,20 @@ def test_choices_nest(several: CausalLM, ids: Tensor):
         with base.using(several, "biases"):
             assert torch.equal(several(ids), inside)
         assert torch.equal(several(ids), outside)
+
+
+def test_the_example_of_the_docs_runs(
+    make_model, shake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    save_model(make_model(), Path("smollm2"))
+    for name in ("law", "poems"):
+        model = make_model()
+        base.add(model, LoRAConfig(rank=2))
+        shake(model)
+        save_adapter(model, "default", Path("runs") / name, Path("smollm2"))
+    text = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    [example] = re.findall("```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {"ids": torch.tensor([[6, 7]] * 3)}
+    exec(example.replace("...", "model(ids)"), names)
+    assert list(names["model"].adapters) == ["law", "poems", "both"]
