@@ -323,3 +323,20 @@ def test_the_wrong_kind_of_parent(life: Path, values: Values) -> None:
     run(values["reward"] | {"init": str(life / "pretrain")})
     with pytest.raises(UserError, match="reward does not hold a CausalLM"):
         run(values["sft"] | {"init": str(life / "reward")})
+
+
+def test_pretraining_goes_without_held_out_text(
+    life: Path, values: dict[str, dict[str, Any]]
+) -> None:
+    out = run(values["pretrain"] | {"valid": []})
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rows and all(row["split"] == "train" for row in rows)
+    # Of a small corpus nothing may have been held out.
+    documents = life / "corpus" / "documents"
+    documents.mkdir(parents=True)
+    held_out = documents / "valid-00000.jsonl"
+    held_out.touch()
+    config = STAGES["pretrain"].config.parse(values["pretrain"] | {"corpus": "{run}/corpus"}, "x")
+    assert config.held_out() == []
+    held_out.write_text('{"text": "a"}\n')
+    assert config.held_out() == [held_out]

@@ -15,7 +15,7 @@ from instar.corpus.config import HELD_OUT
 from instar.data.batch import Batch
 from instar.data.encoding import pack_documents
 from instar.data.packing import Row, pad_rows
-from instar.data.readers import read_all
+from instar.data.readers import Record, read_all
 from instar.data.shards import Tokens
 from instar.data.sources import PackedSource
 from instar.distributed import world
@@ -60,7 +60,7 @@ class PretrainConfig(TrainedStageConfig):
     data: list[Path] = [Path("{run}/data/readings.jsonl")]
     """JSON lines with a `text` each."""
     valid: list[Path] = [Path("{run}/data/readings_valid.jsonl")]
-    """The same, held out."""
+    """The same, held out; none where nothing is to be validated."""
     valid_documents: Positive = 200
     """Held-out documents measured at each validation."""
     model: ModelConfig = ModelConfig()
@@ -107,14 +107,17 @@ class PretrainConfig(TrainedStageConfig):
         return self.init
 
     def held_out(self) -> list[Path]:
-        """Held-out text."""
-        return [self.corpus / HELD_OUT] if self.corpus else self.valid
+        """Held-out text; a small corpus may hold none out."""
+        if not self.corpus:
+            return self.valid
+        some = self.found([self.corpus / HELD_OUT])
+        return some if any(file.stat().st_size for file in some) else []
 
 
 def build(config: PretrainConfig) -> Job:
     """Source and objective of pretraining."""
     tokenizer, model = _beginning(config)
-    held_out = read_all(config.found(config.held_out()), ("text",))[: config.valid_documents]
+    held_out = _documents(config)
     earlier: list[str] = []
     if config.corpus:
         tokens = Tokens.open(config.at(config.corpus) / "shards")
@@ -160,7 +163,14 @@ def build(config: PretrainConfig) -> Job:
     def flops(tokens: int) -> int:
         return held.flops * tokens
 
-    return Job(held.objective, held.source, model, tokenizer, flops, validate, held.finish)
+    validating = validate if held_out else None
+    return Job(held.objective, held.source, model, tokenizer, flops, validating, held.finish)
+
+
+def _documents(config: PretrainConfig) -> list[Record]:
+    """What is validated on; nothing where nothing is held out."""
+    paths = config.held_out()
+    return read_all(config.found(paths), ("text",))[: config.valid_documents] if paths else []
 
 
 def _beginning(config: PretrainConfig) -> tuple[Tokenizer, CausalLM]:
@@ -204,14 +214,16 @@ def needs(config: PretrainConfig, survey: Survey) -> Workload:
         min(config.micro_batch, config.batch_size - at)
         for at in range(0, config.batch_size, config.micro_batch)
     ]
-    valid = survey.whole().documents(config.held_out(), config.valid_documents)
+    paths = config.held_out()
+    valid = survey.whole().documents(paths, config.valid_documents) if paths else []
+    longest = max(map(len, valid), default=1)
     in_memory = [] if config.corpus else config.data + config.replay
     fresh = config.model.model_copy(update={"vocab_size": survey.vocab_size})
     work = Workload(
         survey.model(config.init) if config.init else fresh,
         config.training,
         [[Extent(n, config.context, n * config.context) for n in rows]],
-        validation=cut(sorted(valid, key=len), TOKENS_A_BATCH // max(map(len, valid))),
+        validation=cut(sorted(valid, key=len), TOKENS_A_BATCH // longest),
         text_bytes=survey.text_bytes(*in_memory),
     )
     return config.keep.needs(work, survey.on_cpu)
