@@ -30,8 +30,8 @@ def test_every_token_after_those_before_it(engine: Engine, monkeypatch: pytest.M
         assert [token for token, _ in likeliest] == every[place].topk(4).indices.tolist()
         values = [value for _, value in likeliest]
         assert values == pytest.approx(every[place].topk(4).values.tolist(), abs=1e-5)
-    assert score(engine.model, ids).top_logprobs == []
-    assert score(engine.model, [7]) == scoring.Scores([], [])
+    assert score(engine.model, ids).top_logprobs is None
+    assert score(engine.model, [7]) == scoring.Scores([], None)
 
 
 def test_the_adapter_that_is_asked_for_speaks(engine: Engine) -> None:

@@ -255,6 +255,12 @@ def test_a_prompts_own_logprobs_come_with_its_echo(client: openai.OpenAI) -> Non
         assert told.token_logprobs[0] is None and told.top_logprobs[0] is None
         for logprob, best in zip(told.token_logprobs[1:], told.top_logprobs[1:], strict=True):
             assert logprob <= max(best.values()) + 1e-6 <= 1e-6
+    [bare] = client.completions.create(prompt="", **ask).choices
+    assert bare.logprobs and bare.logprobs.top_logprobs
+    assert len(bare.logprobs.top_logprobs) == 2 and bare.logprobs.top_logprobs[0] is None
+    [few] = client.completions.create(prompt="a", **ask | {"logprobs": 0}).choices
+    assert few.logprobs and few.logprobs.top_logprobs is None
+    assert len(few.logprobs.token_logprobs or []) == 3
     [plain] = client.completions.create(prompt=prompts[0][:2], **ask | {"echo": False}).choices
     best = plain.logprobs.top_logprobs[0]  # type: ignore[union-attr, index]
     again = reply.choices[0].logprobs.top_logprobs[2]  # type: ignore[union-attr, index]

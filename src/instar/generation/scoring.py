@@ -24,11 +24,12 @@ class Scores:
 
     Attributes:
         logprobs: Log-probability of each after those before it, in nats.
-        top_logprobs: The likeliest tokens at each place, with their log-probabilities, if asked.
+        top_logprobs: The likeliest tokens at each place, with their log-probabilities; none where
+            they were not asked for.
     """
 
     logprobs: list[float]
-    top_logprobs: list[list[tuple[int, float]]]
+    top_logprobs: list[list[tuple[int, float]]] | None
 
 
 def score(model: CausalLM, ids: Sequence[int], adapter: str | None = None, top: int = 0) -> Scores:
@@ -57,4 +58,4 @@ def score(model: CausalLM, ids: Sequence[int], adapter: str | None = None, top: 
     text = torch.tensor([list(ids)], device=next(model.parameters()).device)
     with thinking(model), using(model, adapter) if adapter else nullcontext():
         model.read(head, text)
-    return Scores(logprobs, likeliest)
+    return Scores(logprobs, likeliest if top else None)

@@ -162,7 +162,11 @@ async def _whole(asked: Asked) -> dict[str, Any]:
     for choice, echo, head in zip(choices, asked.echoes, asked.heads, strict=True):
         choice["text"] = echo + choice["text"]
         if head:
-            choice["logprobs"] = {key: head[key] + (choice["logprobs"][key] or []) for key in head}
+            tail = choice["logprobs"]
+            choice["logprobs"] = {
+                key: told if told is None else told + (tail[key] or [])
+                for key, told in head.items()
+            }
     usage = asked.usage(sum(len(step.ids) for step in steps))
     return {**asked.frame("cmpl", "text_completion"), "choices": choices, "usage": usage}
 

@@ -99,7 +99,7 @@ class TextTokens:
 
 def text_logprobs(tokenizer: Tokenizer, prompt: Sequence[int], scores: Scores) -> dict[str, Any]:
     """All tokens of a prompt in the same form; the first one has nothing that it comes after."""
-    likeliest = [[], *scores.top_logprobs] if scores.top_logprobs else []
+    likeliest = [] if scores.top_logprobs is None else [[], *scores.top_logprobs]
     told = TextTokens(tokenizer, frozenset(), 0).push(prompt, [0.0, *scores.logprobs], likeliest)
     told["token_logprobs"][0] = None
     if told["top_logprobs"]:
