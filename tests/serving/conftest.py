@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 import uvicorn
@@ -21,6 +22,10 @@ from instar.serving.served import Served, load
 from instar.tokenizer.hf import save_tokenizer
 
 CONTEXT = 128
+
+# The first answer may wait for code to be compiled, on a busy machine longer than httpx does.
+for kind in ("connect", "read", "write", "pool"):
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, kind, 60.0)
 
 
 @pytest.fixture(scope="session")

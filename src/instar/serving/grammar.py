@@ -18,7 +18,7 @@ from torch import Tensor
 
 from instar.errors import UserError
 from instar.serving.shortest import jump
-from instar.serving.tools import CLOSING, OPENING
+from instar.serving.tools import CLOSING, LITERAL, OPENING
 from instar.tokenizer.hf import Tokenizer
 
 NOT_KNOWN = (
@@ -26,9 +26,6 @@ NOT_KNOWN = (
     "contains", "multipleOf", "$dynamicRef",
 )  # fmt: skip
 """Keywords of JSON Schema that the grammars would silently pass over."""
-
-LITERAL = ("enum", "const", "default", "examples")
-"""Keywords whose values are no schemas."""
 
 NAMES = ("properties", "$defs", "definitions", "patternProperties")
 """Keywords whose values are schemas by names."""
