@@ -30,7 +30,7 @@ from instar.serving.errors import ApiError
 from instar.serving.openai_types import Wanted
 from instar.tokenizer.chat import check_messages
 
-SCRIPTS = ("words.js", "server.js", "tokens.js", "talk.js", "page.js")
+SCRIPTS = ("words.js", "server.js", "tokens.js", "markdown.js", "talk.js", "page.js")
 """The page's scripts, in the order in which they are read."""
 
 GROUP = "votes"

@@ -222,6 +222,7 @@ class Card {
   clear() {
     [this.text, this.tokens] = ["", []];
     this.words.textContent = this.end.textContent = "";
+    this.growing = new Growing(this.words);
     this.end.classList.remove("wrong");
   }
 
@@ -241,11 +242,10 @@ class Card {
       for await (const { text, thought, tokens, finish } of stream(request, signal)) {
         if (thought) this.think(thought);
         this.text += text;
-        this.words.append(text);
+        this.draw(grown);
         this.tokens.push(...tokens);
         reader.push(text);
         if (WORDS[finish] && finish !== "stop") this.end.textContent = say(finish);
-        grown();
       }
       if (!this.text.trim() && !this.end.textContent) this.end.textContent = say("silent");
     } catch (error) {
@@ -253,9 +253,21 @@ class Card {
       else return this.failed(error);
     } finally {
       this.element.setAttribute("aria-busy", "false");
+      this.growing.show(this.text);
+      grown();
       reader.flush(this.end.textContent);
     }
     this.offer();
+  }
+
+  /** Show the words so far, once for each picture of the screen. */
+  draw(grown) {
+    if (this.waiting) return;
+    this.waiting = requestAnimationFrame(() => {
+      this.waiting = null;
+      this.growing.show(this.text);
+      grown();
+    });
   }
 
   failed(error) {
