@@ -102,6 +102,13 @@ def test_other_paths_are_only_paths(path: str, monkeypatch: pytest.MonkeyPatch) 
         located(Path(path))
 
 
+@pytest.mark.parametrize("path", ["model.gguf", "runs/model.gguf"])
+def test_a_missing_file_is_not_asked_for(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    with pytest.raises(UserError, match=r"no such file: .*model.gguf"):
+        located(Path(path))
+
+
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub as one download needs."""
 

@@ -29,6 +29,8 @@ def located(path: Path) -> Path:
     """
     if path.exists():
         return path
+    if path.suffix == ".gguf":  # the name of a file, and of no model on the hub
+        raise UserError(f"no such file: {path}", "Check the path.")
     name = path.as_posix()
     parts = name.split("/")
     if len(parts) > 2 or not all(NAME.fullmatch(part) for part in parts):
