@@ -74,7 +74,7 @@ def test_chat_renders_the_prompt_as_a_message(runs: Path, monkeypatch, capsys):
         yield "Hi."
 
     monkeypatch.setattr(Engine, "stream", stream)
-    argv = [str(runs / "sft"), "--prompt", "Hello", "--chat", "--stop", "\n", "end"]
+    argv = [str(runs / "sft"), "--prompt", "Hello", "--chat", "--stop", "\n", "--stop", "end"]
     assert main(argv) == 0
     assert capsys.readouterr().out == "Hi.\n"
     [(prompt, stopping)] = heard

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import tyro
 
 from instar.errors import UserError
 from instar.serving.verb import Options, main
@@ -106,6 +107,26 @@ def test_mistakes_on_the_command_line(runs: Path, arguments: list[str]) -> None:
         main([argument.format(runs=runs) for argument in arguments])
     if isinstance(caught.value, SystemExit):
         assert caught.value.code == 2
+
+
+def test_keys_names_and_origins_are_given_one_by_one() -> None:
+    argv = [
+        "--api-key",
+        "a",
+        "--api-key",
+        "b",
+        "--name",
+        "c",
+        "--name",
+        "d",
+        "--cors",
+        "*",
+        "m",
+        "n",
+    ]
+    options = tyro.cli(Options, args=argv)
+    assert options.models == ("m", "n"), "what follows a key is no further key"
+    assert (options.api_key, options.name, options.cors) == (("a", "b"), ("c", "d"), ("*",))
 
 
 def test_keys_come_from_the_environment_too(

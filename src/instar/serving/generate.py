@@ -79,8 +79,8 @@ class Options(SamplingOptions):
     """The prompt is the first message of a conversation."""
     samples: int = 1
     """How many completions of a prompt to write; several are numbered."""
-    stop: tuple[str, ...] = ()
-    """End before the first of these strings, for example --stop "." "?"."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """End before this string; may be given several times: --stop "." --stop "?"."""
     input: Path | None = None
     """A file of prompts, instead of --prompt."""
     output: Path | None = None

@@ -60,13 +60,15 @@ class Options:
     """The address to listen at; 0.0.0.0 is every one that this machine has."""
     port: int = 8000
     """The port to listen at; 0 takes any that is free."""
-    api_key: tuple[str, ...] = ()
-    """Keys that are accepted. INSTAR_API_KEYS in the environment, with commas, is more private."""
-    name: tuple[str, ...] = ()
-    """Further names that the server is called by, such as host.docker.internal, where it listens
-    to this machine only; elsewhere it answers to any."""
-    cors: tuple[str, ...] = ()
-    """Origins whose web pages may ask from a browser, such as https://example.org; * is any."""
+    api_key: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A key that is accepted; give several one by one: --api-key A --api-key B. INSTAR_API_KEYS in
+    the environment, with commas, is more private."""
+    name: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A further name (or several, one by one) that the server is called by, where it listens to
+    this machine only, such as host.docker.internal; elsewhere it answers to any."""
+    cors: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """An origin (or several, one by one) whose web pages may ask from a browser, such as
+    https://example.org; * is any."""
     rate: int = 0
     """Requests a minute for each key, or each address without keys; 0 is any number."""
     queue: int = 256
