@@ -162,6 +162,25 @@ def test_a_function_that_must_be_called(client: openai.OpenAI, stream: bool, cho
     assert list(json.loads(calls[0].function.arguments)) == ["city"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_one_call_or_several(client: openai.OpenAI, parallel: bool, stream: bool) -> None:
+    call = r'<tool_call>\{"name": "weather", "arguments": \{\}\}</tool_call>'
+    answer = client.chat.completions.create(
+        model="wide", messages=HELLO, tools=[WEATHER], parallel_tool_calls=parallel,
+        extra_body={"response_format": {"type": "regex", "pattern": call * 2}}, max_tokens=200,
+        stream=stream,
+    )  # fmt: skip
+    if stream:
+        chunks = list(answer)
+        calls = [call for c in chunks for x in c.choices for call in x.delta.tool_calls or []]
+        reasons = [x.finish_reason for c in chunks for x in c.choices if x.finish_reason]
+    else:
+        [choice] = answer.choices
+        calls, reasons = choice.message.tool_calls or [], [choice.finish_reason]
+    assert len(calls) == 1 + parallel and reasons == ["tool_calls"]
+
+
 def test_functions_with_equally_named_definitions(client: openai.OpenAI) -> None:
     def function(name: str, part: Any, word: str) -> Any:
         parameters = {"type": "object", "properties": {"x": {"$ref": f"#/{word}/part"}},
@@ -271,6 +290,34 @@ def test_a_prompts_own_logprobs_come_with_its_echo(client: openai.OpenAI) -> Non
     ]
     assert whole and stream[0].logprobs
     assert stream[0].logprobs.token_logprobs == (whole.token_logprobs or [])[:4]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_is_scored_without_a_reply(client: openai.OpenAI, stream: bool) -> None:
+    ask: dict[str, Any] = {"model": "sft", "echo": True, "logprobs": 1, "seed": 1}
+    prompt = [80, 81, 200, 33]
+    [one] = client.completions.create(prompt=prompt, max_tokens=1, **ask).choices
+    none = client.completions.create(prompt=prompt, max_tokens=0, stream=stream, **ask)
+    chunks = list(none) if stream else [none]
+    told = chunks[0].choices[0]
+    assert one.logprobs and told.logprobs and told.logprobs.token_logprobs
+    assert told.logprobs.token_logprobs == (one.logprobs.token_logprobs or [])[:4]
+    assert told.text and one.text.startswith(told.text)
+    assert chunks[-1].choices[0].finish_reason == "length"
+    assert all(chunk.choices[0].text == "" for chunk in chunks[1:])
+
+
+def test_nothing_is_written_where_nothing_is_asked_for(client: openai.OpenAI) -> None:
+    reply = client.completions.create(model="sft", prompt=["a", "b"], n=2, max_tokens=0)
+    assert [choice.text for choice in reply.choices] == [""] * 4
+    assert reply.usage and reply.usage.completion_tokens == 0
+    full = [7] * 128  # the model's context
+    [choice] = client.completions.create(
+        model="sft", prompt=full, max_tokens=0, echo=True, logprobs=0
+    ).choices
+    assert choice.logprobs and len(choice.logprobs.token_logprobs or []) == 128
+    with pytest.raises(openai.BadRequestError, match="context"):
+        client.completions.create(model="sft", prompt=full, max_tokens=1)
 
 
 def test_stop_bias_and_penalties_arrive(client: openai.OpenAI) -> None:

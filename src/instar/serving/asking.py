@@ -108,14 +108,15 @@ def reply_limit(
         server: Bounds replies.
         model: Has a context.
         prompt: Token ids.
-        wanted: The most that the request asks for, if it says.
+        wanted: The most that the request asks for, if it says; for none no room is needed.
         field: The request's field that the prompt comes from.
 
     Raises:
         ApiError: The prompt leaves no room for one.
     """
     room = model.context - len(prompt)
-    if room < 1:
+    least = 0 if wanted == 0 else 1
+    if room < least:
         raise ApiError(
             400,
             f"the prompt has {len(prompt)} tokens, and the model's context is {model.context} for "
@@ -145,10 +146,13 @@ def sampling_of(request: Sampled, model: Served) -> Sampling:
     )
 
 
-def stopping_of(request: Sampled, ends: frozenset[int], limit: int) -> Stopping:
-    """When a request's replies end."""
+def stopping_of(
+    request: Sampled, ends: frozenset[int], limit: int, strings: tuple[str, ...] = ()
+) -> Stopping:
+    """When a request's replies end: before further strings, too."""
     stop = given(request.stop, [])
-    return Stopping(ends, (stop,) if isinstance(stop, str) else tuple(stop), limit)
+    strings += (stop,) if isinstance(stop, str) else tuple(stop)
+    return Stopping(ends, strings, limit)
 
 
 def constraint_of(

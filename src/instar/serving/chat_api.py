@@ -31,7 +31,7 @@ from instar.serving.openai_types import ChatRequest
 from instar.serving.reasoning import Thinking, begun
 from instar.serving.screening import ScreenedText, screen_prompt
 from instar.serving.token_words import chat_logprobs
-from instar.serving.tools import Call, CallParser
+from instar.serving.tools import CLOSING, Call, CallParser
 from instar.serving.worker import Step
 from instar.tokenizer.chat import prompt_ids
 
@@ -142,7 +142,8 @@ async def _begin(request: ChatRequest, server: Server) -> Asked:
         prompt = prompt_ids(model.tokenizer, conversation)
         wanted = given(request.max_completion_tokens, request.max_tokens)
         limit = reply_limit(server, model, prompt, wanted, "messages")
-        stopping = stopping_of(request, model.stops, limit)
+        once = (CLOSING,) if offered and request.parallel_tool_calls is False else ()
+        stopping = stopping_of(request, model.stops, limit, once)
         return prompt, wishes(
             server,
             model,

@@ -33,7 +33,7 @@ from instar.serving.openai_types import MOST_CHOICES, CompletionRequest
 from instar.serving.screening import ScreenedText, screen_prompt
 from instar.serving.served import Served
 from instar.serving.token_words import TextTokens, text_logprobs
-from instar.serving.worker import Step
+from instar.serving.worker import Step, unwritten
 from instar.tokenizer.hf import Tokenizer
 
 router = APIRouter()
@@ -103,6 +103,8 @@ async def _begin(request: CompletionRequest, server: Server) -> Asked:
             screen_prompt(server.screen, [tokenizer.decode(prompt) for prompt in prompts])
         wanted = request.max_tokens
         limits = [reply_limit(server, model, prompt, wanted, "prompt") for prompt in prompts]
+        if wanted == 0:
+            return prompts, []
         ends = frozenset({tokenizer.eos_id})
         stoppings = [stopping_of(request, ends, limit) for limit in limits]
         return prompts, wishes(
@@ -116,12 +118,15 @@ async def _begin(request: CompletionRequest, server: Server) -> Asked:
 
     prompts, asked_for = await aside(ready)
     heads = [await _head(request, server, model, p) for p in prompts for _ in range(samples)]
-    writing = await server.worker.write(model.engine, asked_for, bool(request.stream))
+    if asked_for:
+        writing = await server.worker.write(model.engine, asked_for, bool(request.stream))
+    else:
+        writing = unwritten(len(heads))
     count = sum(map(len, prompts))
     server.metrics.tokens.labels(model.name, "prompt").inc(count)
     echoes = [tokenizer.decode(prompt) if request.echo else "" for prompt in prompts]
     echoes = [echo for echo in echoes for _ in range(samples)]
-    screens = [ScreenedText(server.screen) for _ in asked_for]
+    screens = [ScreenedText(server.screen) for _ in echoes]
     # Behind a prompt's tokens stand all of the reply's: some count them from the end.
     hidden = frozenset() if heads[0] else model.stops
     tokens = [TextTokens(tokenizer, hidden, len(echo)) for echo in echoes]

@@ -219,6 +219,8 @@ class ChatRequest(Sampled):
     """Functions that the model may ask to have called."""
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     """Whether it may, must, or must call a certain one."""
+    parallel_tool_calls: bool | None = True
+    """Whether one reply may ask for several calls; otherwise it ends after the first."""
     functions: list[Any] | None = None
     """Not supported: ``tools`` took its place."""
 
@@ -245,6 +247,8 @@ class CompletionRequest(Sampled):
     """The beginning of the text, or several, or their token ids."""
     logprobs: int | None = Field(None, ge=0, le=20)
     """Give the log-probability of each token, and of so many of the likeliest."""
+    max_tokens: Annotated[int, Field(ge=0, le=1 << 30)] | None = None
+    """The most tokens of a reply; 0 writes none, and with ``echo`` only scores the prompt."""
     echo: bool | None = False
     """Begin the answer with the prompt."""
     response_format: ResponseFormat | None = None

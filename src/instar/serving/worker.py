@@ -109,6 +109,14 @@ class Writing:
             yield event
 
 
+def unwritten(replies: int) -> Writing:
+    """Replies that end before their first token."""
+    writing = Writing(asyncio.get_running_loop(), replies, every_step=False, open=0)
+    for index in range(replies):
+        writing.events.put_nowait(Step(index, "", [], [], [], "length"))
+    return writing
+
+
 class Worker:
     """Gets replies written.
 
