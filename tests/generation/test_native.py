@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from instar.errors import UserError
 from instar.generation import GREEDY, Engine, Stopping, lean, native
 from instar.generation.body import fast_forward, is_compiled, laid_out
 from instar.generation.lean import Place
-from instar.generation.products import Plain
+from instar.generation.products import Plain, in_eight_bits
 from instar.model import CausalLM, ModelConfig
 from instar.model.transformer import initialize
 from instar.tokenizer.hf import Tokenizer
@@ -108,6 +109,30 @@ def test_logits_and_cache_are_those_of_the_plain_pass(shape: str, format, close:
     assert not own[:, :, [1, 3]].any()  # nobody else's rows are touched
 
 
+def test_beside_the_rounding_of_weights_eight_bits_lose_less_than_bfloat16():
+    def rounded(weight: torch.Tensor, bias: torch.Tensor | None) -> Plain:
+        whole, scale = in_eight_bits(weight)
+        return Plain(whole * scale[:, None], bias)
+
+    model = model_of({"head_dim": 32, "hidden_size": 256, "intermediate_size": 700})
+    ids = torch.randint(0, 75, (3, 20), generator=torch.Generator().manual_seed(2))
+    last = torch.full((3,), 19)
+
+    def read(forward, dtype: torch.dtype) -> torch.Tensor:
+        return forward(ids, place(empty(model, 3, dtype), [0, 1, 2], [0, 0, 0], 20), last)
+
+    with torch.no_grad():
+        expected = read(partial(lean.forward, laid_out(model, rounded)), torch.float32)
+        found = read(fast_forward(model, "int8"), torch.bfloat16)
+        exact, rough = (
+            read(fast_forward(model, format), native.cache_dtype(format))
+            for format in ("float32", "bfloat16")
+        )
+    error = (found - expected).abs().max()
+    assert error < (rough - exact).abs().max()
+    assert error < 0.01 * expected.abs().max()  # of which keys and values in bfloat16 are the most
+
+
 @pytest.mark.parametrize("format", ["float32", "bfloat16", "int8"])
 def test_a_row_is_the_same_bits_in_any_company_and_any_pieces(format):
     model = model_of({"head_dim": 32})
@@ -159,7 +184,7 @@ def test_it_is_built_once(cache: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     "where", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"]
 )
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_what_is_not_a_number_is_not_hidden(tokenizer: Tokenizer, precision, where: str):
     model = model_of({"vocab_size": tokenizer.vocab_size})
     with torch.no_grad():

@@ -5,8 +5,8 @@
 // whatever else is in the call, so that its logits are the same bits in any company.
 //
 // A call takes tokens of any rows side by side, a row's own in their order. The residual stream is
-// float32; the inputs of products and the cache are of type T, float or Bfloat16, the matrices of
-// type W, which is T or Byte. All sums are float32.
+// float32; the cache is of type C, float or Bfloat16, the inputs of products of type T and the
+// matrices of type W: both are C, or they are Fixed and Byte. Sums are float32, or whole numbers.
 
 #include <cmath>
 #include <vector>
@@ -22,11 +22,24 @@ inline float squares(const float* x, int64_t width) {
   return sum;
 }
 
+// x as whole numbers, stretched to the length LONGEST. Returns the length that it had, which tells
+// of numbers that are none.
+float stretched(const float* x, int64_t width, Fixed* to) {
+  const float length = std::sqrt(squares(x, width)), factor = length > 0 ? LONGEST / length : 0;
+  for (int64_t i = 0; i < width; i++) put(x[i] * factor, to[i]);
+  return length;
+}
+
 // x / sqrt(sum x^2 + d eps); the rest of RMSNorm is in the matrix behind it.
 template <class T>
-void normalised(const float* x, int64_t width, float eps, T* to) {
-  const float factor = 1 / std::sqrt(squares(x, width) + eps * eps);
-  for (int64_t i = 0; i < width; i++) put(x[i] * factor, to[i]);
+void normalised(const float* x, int64_t width, float eps, Inputs<T> to) {
+  if constexpr (std::is_same_v<T, Fixed>) {
+    const float length = stretched(x, width, to.rows);
+    *to.scales = length / std::sqrt(length * length + eps * eps) / LONGEST;
+  } else {
+    const float factor = 1 / std::sqrt(squares(x, width) + eps * eps);
+    for (int64_t i = 0; i < width; i++) put(x[i] * factor, to.rows[i]);
+  }
 }
 
 // SwiGLU: silu(gate) * up.
@@ -69,10 +82,10 @@ float softened(float* scores, int64_t count) {
 
 // Attention of one query, over the columns that it sees: softmax(q K' / sqrt(E)) V.
 // E is the width of a head; `next` are the keys that will be read next. The scores are a thread's
-// own, with room for a number for every column and a head more.
-template <class T, int E>
+// own, with room for a number for every column and a head more. What is written may be q itself.
+template <int E, class T, class To>
 void attend(const float* q, const T* keys, const T* values, const T* next, int64_t seen,
-            float* scores, T* to) {
+            float* scores, To* to) {
   T query[E];
   for (int i = 0; i < E; i++) put(q[i] / std::sqrt(float(E)), query[i]);
   for (int64_t c = 0; c < seen; c++) {
@@ -99,9 +112,9 @@ void attend(const float* q, const T* keys, const T* values, const T* next, int64
 }
 
 // The same for any E.
-template <class T>
+template <class T, class To>
 void attend(const float* q, const T* keys, const T* values, int64_t seen, int64_t e, float* scores,
-            T* to) {
+            To* to) {
   const float scale = 1 / std::sqrt(float(e));
   for (int64_t c = 0; c < seen; c++) {
     float sum = 0;
@@ -139,8 +152,10 @@ struct Store {
   int64_t rows, columns;
 };
 
-template <class T, class W>
+template <class C, class T, class W>
 struct Call {
+  static constexpr bool FIXED = std::is_same_v<T, Fixed>;
+
   const Model& m;
   const Store& store;
   int64_t count;          // tokens
@@ -150,13 +165,13 @@ struct Call {
                           // in the whole call
   int64_t number, first;  // how many; this chunk's first token
   float* x;               // (count, hidden)
-  T* in;                  // inputs of products
+  Inputs<T> in;           // of products
   float* wide;            // outputs of products
   float* scores;          // of one thread
 
-  T* cached(int64_t layer, int64_t part, int64_t row, int64_t head) const {
+  C* cached(int64_t layer, int64_t part, int64_t row, int64_t head) const {
     int64_t stretch = ((layer * 2 + part) * store.rows + row) * m.kv_heads + head;
-    return static_cast<T*>(store.start) + stretch * store.columns * m.width;
+    return static_cast<C*>(store.start) + stretch * store.columns * m.width;
   }
 
   // The i-th of the tokens, where `kept` of them are left: all, or those that are wanted.
@@ -165,7 +180,7 @@ struct Call {
   void normalise(int64_t kept) const {
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < kept; t++)
-      normalised(x + t * m.hidden, m.hidden, m.eps, in + t * m.hidden);
+      normalised(x + t * m.hidden, m.hidden, m.eps, in.from(t, m.hidden));
   }
 
   // Rotate queries and keys; keys and values go into the cache.
@@ -181,31 +196,45 @@ struct Call {
                m.cos + place * (m.width / 2), m.sin + place * (m.width / 2));
       if (h < m.heads) continue;
       int64_t own = (h - m.heads) % m.kv_heads;
-      T* to = cached(layer, h >= rotated, rows[t], own) + place * m.width;
+      C* to = cached(layer, h >= rotated, rows[t], own) + place * m.width;
       for (int64_t i = 0; i < m.width; i++) put(head[i], to[i]);
     }
   }
 
-  // Of all tokens; in the last layer, of those whose logits are asked for, side by side.
+  // Of all tokens; in the last layer, of those whose logits are asked for, side by side. Where all
+  // heads of a token have to be there before they are inputs, they take the places of their queries.
   void attention(int64_t layer, int64_t kept) const {
     const int64_t all = m.heads + 2 * m.kv_heads, group = m.heads / m.kv_heads;
 #pragma omp for schedule(static)
     for (int64_t each = 0; each < kept * m.kv_heads; each++) {
       const int64_t i = each / m.kv_heads, t = which(i, kept), own = each % m.kv_heads;
-      const T* keys = cached(layer, 0, rows[t], own);
-      const T* values = cached(layer, 1, rows[t], own);
+      const C* keys = cached(layer, 0, rows[t], own);
+      const C* values = cached(layer, 1, rows[t], own);
       const int64_t later = std::min(each + 1, kept * m.kv_heads - 1);
-      const T* next = cached(layer, 0, rows[which(later / m.kv_heads, kept)], later % m.kv_heads);
+      const C* next = cached(layer, 0, rows[which(later / m.kv_heads, kept)], later % m.kv_heads);
       for (int64_t h = own * group; h < (own + 1) * group; h++) {
-        const float* q = wide + (t * all + h) * m.width;
-        T* to = in + (i * m.heads + h) * m.width;
+        float* q = wide + (t * all + h) * m.width;
         const int64_t seen = places[t] + 1;
-        if (m.width == 32) attend<T, 32>(q, keys, values, next, seen, scores, to);
-        else if (m.width == 64) attend<T, 64>(q, keys, values, next, seen, scores, to);
-        else if (m.width == 128) attend<T, 128>(q, keys, values, next, seen, scores, to);
-        else attend(q, keys, values, seen, m.width, scores, to);
+        auto write = [&](auto* to) {
+          if (m.width == 32) attend<32>(q, keys, values, next, seen, scores, to);
+          else if (m.width == 64) attend<64>(q, keys, values, next, seen, scores, to);
+          else if (m.width == 128) attend<128>(q, keys, values, next, seen, scores, to);
+          else attend(q, keys, values, seen, m.width, scores, to);
+        };
+        if constexpr (FIXED) write(q);
+        else write(in.rows + (i * m.heads + h) * m.width);
       }
     }
+    if constexpr (FIXED) {
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < kept; i++)
+        fix(wide + which(i, kept) * all * m.width, m.heads * m.width, i);
+    }
+  }
+
+  // Numbers that are the inputs of the i-th token, as whole ones.
+  void fix(const float* from, int64_t width, int64_t i) const {
+    in.scales[i] = stretched(from, width, in.rows + i * width) / LONGEST;
   }
 
   // The residual stream of the tokens that are left, side by side.
@@ -219,8 +248,13 @@ struct Call {
   void gate(int64_t kept) const {
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < kept; t++) {
-      const float* from = wide + t * 2 * m.inner;
-      gated(from, from + m.inner, m.inner, in + t * m.inner);
+      float* from = wide + t * 2 * m.inner;
+      if constexpr (FIXED) {
+        gated(from, from + m.inner, m.inner, from);
+        fix(from, m.inner, t);
+      } else {
+        gated(from, from + m.inner, m.inner, in.rows + t * m.inner);
+      }
     }
   }
 
@@ -249,7 +283,7 @@ struct Call {
 constexpr int64_t AT_ONCE = 256;  // tokens: their numbers stay in a processor's cache
 
 // Tokens of rows, at their places; `wanted` are those whose logits are asked for, by rising number.
-template <class T, class W>
+template <class C, class T, class W>
 void forward(const Model& m, const Store& store, int64_t count, const int64_t* rows,
              const int64_t* places, float* x, const int64_t* wanted, int64_t number, float* logits,
              int threads) {
@@ -257,10 +291,11 @@ void forward(const Model& m, const Store& store, int64_t count, const int64_t* r
   const int64_t heads = (m.heads + 2 * m.kv_heads) * m.width;
   const int64_t widest_in = std::max({m.hidden, m.heads * m.width, m.inner});
   thread_local std::vector<T> in;
-  thread_local std::vector<float> wide;
+  thread_local std::vector<float> wide, scales;
   in.resize(std::max<size_t>(in.size(), most * widest_in));
   wide.resize(std::max<size_t>(wide.size(), most * std::max(heads, 2 * m.inner)));
-  T* in_start = in.data();
+  scales.resize(AT_ONCE);
+  const Inputs<T> inputs{in.data(), std::is_same_v<T, Fixed> ? scales.data() : nullptr};
   float* wide_start = wide.data();
 #pragma omp parallel num_threads(threads)
   {
@@ -270,8 +305,8 @@ void forward(const Model& m, const Store& store, int64_t count, const int64_t* r
     for (int64_t from = 0; from < count; from += AT_ONCE) {
       int64_t to = std::min(from + AT_ONCE, count), end = named;
       while (end < number && wanted[end] < to) end++;
-      Call<T, W> call{m, store, to - from, rows + from, places + from, wanted + named,
-                      end - named, from, x + from * m.hidden, in_start, wide_start, scores.data()};
+      Call<C, T, W> call{m, store, to - from, rows + from, places + from, wanted + named,
+                         end - named, from, x + from * m.hidden, inputs, wide_start, scores.data()};
       call.run(logits + named * m.head.outputs);
       named = end;
     }
@@ -284,14 +319,14 @@ extern "C" {
 
 int64_t panel_width() { return PANEL; }
 
-#define FORWARD(NAME, T, W)                                                                     \
+#define FORWARD(NAME, C, T, W)                                                                  \
   void NAME(const Model* m, const Store* store, int64_t count, const int64_t* rows,              \
             const int64_t* places, float* x, const int64_t* wanted, int64_t number,              \
             float* logits, int threads) {                                                        \
-    forward<T, W>(*m, *store, count, rows, places, x, wanted, number, logits, threads);          \
+    forward<C, T, W>(*m, *store, count, rows, places, x, wanted, number, logits, threads);       \
   }
 
-FORWARD(forward_float32, float, float)
-FORWARD(forward_bfloat16, Bfloat16, Bfloat16)
-FORWARD(forward_int8, Bfloat16, Byte)
+FORWARD(forward_float32, float, float, float)
+FORWARD(forward_bfloat16, Bfloat16, Bfloat16, Bfloat16)
+FORWARD(forward_int8, Bfloat16, Fixed, Byte)
 }

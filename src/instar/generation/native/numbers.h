@@ -2,9 +2,11 @@
 
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
-#ifdef __AVX512F__
+#include <type_traits>
+#if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -16,6 +18,15 @@ namespace {
 struct Bfloat16 {
   std::uint16_t bits;
 };
+
+// A whole number of a vector that was stretched to the length LONGEST.
+struct Fixed {
+  std::int16_t value;
+};
+
+// A product of such a vector with n weights of eight bits is at most LONGEST * 127 * sqrt(n) (Cauchy
+// and Schwarz), which 32 bits hold for all n to a quarter of a million.
+constexpr float LONGEST = 32766;
 
 template <class To, class From>
 inline To same_bits(From from) {
@@ -37,11 +48,15 @@ inline void put(float x, Bfloat16& to) {
   to.bits = std::uint16_t(x != x ? 0x7fc0 : rounded);
 }
 
+constexpr float SHIFT = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
+
+// To the nearest of the numbers from -32768 to 32767, in which the sum's bits end.
+inline void put(float x, Fixed& to) { to.value = std::int16_t(same_bits<uint32_t>(x + SHIFT)); }
+
 // exp(x) = 2^n exp(r), |r| <= log(2) / 2, with the minimax polynomial of Cephes' expf: error 1e-7.
 inline float exponential(float x) {
   x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-  const float shift = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
-  float n = (x * 1.44269504f + shift) - shift;
+  float n = (x * 1.44269504f + SHIFT) - SHIFT;
   float r = x - n * 0.693359375f + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
@@ -63,7 +78,8 @@ typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef std::int32_t Integers __attribute__((vector_size(4 * LANES)));
 typedef std::uint16_t Halves __attribute__((vector_size(2 * LANES)));
-typedef std::int16_t Shorts __attribute__((vector_size(2 * LANES)));
+typedef std::int16_t Shorts __attribute__((vector_size(4 * LANES)));
+typedef std::int8_t Bytes __attribute__((vector_size(2 * LANES)));
 
 template <class V>
 inline V load(const void* from) {
@@ -77,15 +93,30 @@ inline Lanes lanes(const Bfloat16* from) {
   return same_bits<Lanes>(__builtin_convertvector(load<Halves>(from), Words) << 16);
 }
 
-// Products are made of words of 32 bits: one float, or two neighbouring bfloat16.
+inline Shorts widened(Bytes bytes) {
+#if defined(__AVX2__) && !defined(__AVX512F__)  // of which gcc 12 makes four instructions
+  return same_bits<Shorts>(_mm256_cvtepi8_epi16(same_bits<__m128i>(bytes)));
+#else
+  return __builtin_convertvector(bytes, Shorts);
+#endif
+}
+
+// Products are made of words of 32 bits: one float, or two neighbours of sixteen bits.
 template <class T>
 constexpr int64_t words(int64_t numbers) {
   return numbers * int64_t(sizeof(T)) / 4;
 }
 
+// Sums of whole numbers are exact.
+template <class T>
+using Sums = std::conditional_t<std::is_same_v<T, Fixed>, Integers, Lanes>;
+
+inline Lanes as_floats(Lanes sums) { return sums; }
+inline Lanes as_floats(Integers sums) { return __builtin_convertvector(sums, Lanes); }
+
 // sum + a b, of each pair of words.
 template <class T>
-inline Lanes fused(Lanes sum, Words a, Words b);
+inline Sums<T> fused(Sums<T> sum, Words a, Words b);
 
 template <>
 inline Lanes fused<float>(Lanes sum, Words a, Words b) {
@@ -100,6 +131,21 @@ inline Lanes fused<Bfloat16>(Lanes sum, Words a, Words b) {
 #else
   sum += same_bits<Lanes>(a << 16) * same_bits<Lanes>(b << 16);
   return sum + same_bits<Lanes>(a & 0xffff0000u) * same_bits<Lanes>(b & 0xffff0000u);
+#endif
+}
+
+template <>
+inline Integers fused<Fixed>(Integers sum, Words a, Words b) {
+#if defined(__AVX512VNNI__)
+  return same_bits<Integers>(_mm512_dpwssd_epi32(same_bits<__m512i>(sum), same_bits<__m512i>(a),
+                                                 same_bits<__m512i>(b)));
+#elif defined(__AVX512BW__)
+  return sum + same_bits<Integers>(_mm512_madd_epi16(same_bits<__m512i>(a), same_bits<__m512i>(b)));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  return sum + same_bits<Integers>(_mm256_madd_epi16(same_bits<__m256i>(a), same_bits<__m256i>(b)));
+#else
+  const Integers x = same_bits<Integers>(a), y = same_bits<Integers>(b);
+  return sum + (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
 #endif
 }
 
