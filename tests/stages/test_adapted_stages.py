@@ -31,7 +31,7 @@ from instar.training.interrupt import Interrupted
 Values = dict[str, dict[str, Any]]
 
 LORA = {"method": "lora", "rank": 2}
-METHODS = ["lora", "dora", "adalora", "ia3", "bitfit", "bottleneck", "prefix", "prompt"]
+METHODS = ["lora", "dora", "relora", "adalora", "ia3", "bitfit", "bottleneck", "prefix", "prompt"]
 AFTER = ["sft", "reward", "dpo", "ppo", "rlvr"]
 
 
@@ -137,8 +137,9 @@ def test_every_method_learns_and_speaks(life: Path, values: Values, base: str, m
     [
         {"method": "adalora", "rank": 4, "target_rank": 2},
         {"method": "lora", "rank": 4, "dropout": 0.5},
+        {"method": "relora", "rank": 2, "restart_every": 2},
     ],
-    ids=["adalora", "dropout"],
+    ids=["adalora", "dropout", "relora"],
 )
 def test_an_interrupted_adapter_goes_on_exactly(
     life: Path,
@@ -209,7 +210,13 @@ def test_mistakes_are_named_before_training(
         run(values["sft"] | {"adapter": adapter, "init": base})
 
 
-@pytest.mark.parametrize("method", ["adalora", "prompt", "lora"])
+def test_what_begins_anew_has_no_average(life: Path, values: Values, base: str) -> None:
+    settings = values["sft"] | {"adapter": {"method": "relora"}, "init": base}
+    with pytest.raises(UserError, match=r"training.ema averages weights, and relora replaces them"):
+        run(settings | {"training": {"steps": 2, "ema": 0.9}})
+
+
+@pytest.mark.parametrize("method", ["adalora", "relora", "prompt", "lora"])
 def test_what_needs_whole_weights_is_refused_where_they_are_spread(
     values: Values, base: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ found unimportant it is set to zero. PEFT calls P, L and Q ``lora_B``, ``lora_E`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -109,11 +109,11 @@ class AdaLoRAConfig(PlacedConfig):
                 "Shorten them, or train for longer.",
             )
 
-    def stepped(self, model: Headed, name: str, step: int, steps: int) -> None:
+    def stepped(self, model: Headed, name: str, step: int, steps: int) -> Sequence[nn.Parameter]:
         """Measure what matters, and from time to time allot the ranks anew (algorithm 1)."""
         deltas = _deltas(model, name)
         if any(delta.lora_E.grad is None for delta in deltas):
-            return  # it does not learn
+            return ()  # it does not learn
         last = steps - self.final_steps
         if step < last:
             for delta in deltas:
@@ -123,6 +123,7 @@ class AdaLoRAConfig(PlacedConfig):
         elif step > last:
             for delta in deltas:
                 delta.prune()
+        return ()
 
     def penalty(self, model: Headed, name: str) -> Tensor:
         """Mean of ``||P'P - I||`` and ``||QQ' - I||`` (Frobenius) over the layers, weighted.

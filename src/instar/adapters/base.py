@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
@@ -41,6 +41,8 @@ class AdapterConfig(Config):
 
     needs_whole: ClassVar[bool] = False
     """Whether it looks at weights outside of the blocks' own passes, where shards are not whole."""
+    begins_anew: ClassVar[bool] = False
+    """Whether weights that learn are replaced on the way, which no average of them survives."""
     unknown_to_peft: ClassVar[tuple[str, ...]] = ()
     """Settings of the learning that ``to_peft`` has no word for; `base.json` holds them."""
 
@@ -69,7 +71,7 @@ class AdapterConfig(Config):
             UserError: It is not.
         """
 
-    def stepped(self, model: Headed, name: str, step: int, steps: int) -> None:
+    def stepped(self, model: Headed, name: str, step: int, steps: int) -> Sequence[nn.Parameter]:
         """Told after every optimizer step, while gradients are still there.
 
         Args:
@@ -77,7 +79,11 @@ class AdapterConfig(Config):
             name: The adapter's name in it.
             step: Steps done, this one included.
             steps: Steps of the whole run.
+
+        Returns:
+            Parameters that begin anew, of which the optimizer is to forget what it knew.
         """
+        return ()
 
     def penalty(self, model: Headed, name: str) -> Tensor | None:
         """What is added to the mean loss of a step (a scalar with gradient), if anything is."""
@@ -325,18 +331,24 @@ def lr_factors(model: nn.Module) -> Mapping[nn.Parameter, float]:
     }
 
 
-def stepped(module: nn.Module, step: int, steps: int) -> None:
+def stepped(module: nn.Module, step: int, steps: int) -> list[nn.Parameter]:
     """Tell the adapters that learn in ``module`` of an optimizer step; gradients are still there.
 
     Args:
         module: Holds adapted models.
         step: Steps done, this one included.
         steps: Steps of the whole run.
+
+    Returns:
+        Parameters that begin anew.
     """
-    for model in module.modules():
-        if isinstance(model, Headed):
-            for name, config in model.adapters.items():
-                config.stepped(model, name, step, steps)
+    return [
+        p
+        for model in module.modules()
+        if isinstance(model, Headed)
+        for name, config in model.adapters.items()
+        for p in config.stepped(model, name, step, steps)
+    ]
 
 
 def penalties(module: nn.Module) -> list[Tensor]:

@@ -15,11 +15,13 @@ from instar.adapters.ia3 import IA3Config
 from instar.adapters.lora import LoRAConfig
 from instar.adapters.prefix import PrefixConfig
 from instar.adapters.prompt import PromptConfig
+from instar.adapters.relora import ReLoRAConfig
 from instar.errors import UserError
 
 Method = Annotated[
     LoRAConfig
     | DoRAConfig
+    | ReLoRAConfig
     | AdaLoRAConfig
     | IA3Config
     | BitFitConfig
@@ -37,7 +39,8 @@ IN_PEFT = {
     "PREFIX_TUNING": PrefixConfig,
     "PROMPT_TUNING": PromptConfig,
 }
-"""Those that PEFT has, by its `peft_type`; a LoRA may be marked as DoRA besides."""
+"""Those that PEFT has, by its `peft_type`; a LoRA may be marked as DoRA besides, and what ReLoRA
+has learnt is one."""
 
 OWN = "instar_method"
 """The key of a record that PEFT could not read."""
@@ -45,7 +48,7 @@ OWN = "instar_method"
 
 def described(config: AdapterConfig) -> dict[str, Any]:
     """What `adapter_config.json` holds for a method: PEFT's words, or ours where it has none."""
-    if isinstance(config, (DoRAConfig, *IN_PEFT.values())):
+    if isinstance(config, (DoRAConfig, ReLoRAConfig, *IN_PEFT.values())):
         return config.to_peft()
     return {OWN: config.model_dump(mode="json")}
 

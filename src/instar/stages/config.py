@@ -114,8 +114,8 @@ class TrainedStageConfig(StageConfig):
     training: TrainingConfig
     """How long, and how carefully."""
     adapter: Method | None = None
-    """A few new weights that learn in place of the model: a `method` (lora, dora, adalora, ia3,
-    bitfit, bottleneck, prefix or prompt) and its settings. What is written is then an adapter
+    """A few new weights that learn in place of the model: a `method` (lora, dora, relora, adalora,
+    ia3, bitfit, bottleneck, prefix or prompt) and its settings. What is written is then an adapter
     (PEFT's kind of directory) beside its base. Where `init` is an adapter, that one goes on
     learning."""
     quantize: Bits | None = None

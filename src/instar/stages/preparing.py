@@ -65,6 +65,11 @@ def _check_adapters(model: Headed, training: TrainingConfig, whole: bool) -> Non
                 f"{adapter.method} needs whole ones",
                 "Set training.parallel to ddp, or choose another method.",
             )
+        if adapter.begins_anew and training.ema:
+            raise UserError(
+                f"training.ema averages weights, and {adapter.method} replaces them on the way",
+                "Leave training.ema at 0.",
+            )
         parts = learnt_parts(model, name).values()
         if any(p.requires_grad for part in parts for p in part.parameters()):
             adapter.check_run(training.steps)

@@ -147,7 +147,7 @@ def fit(
             norm, tokens = accumulate(learner, micro_batches, meter, config.gradient_clip, dtype)
         if is_good(norm, progress, config):
             optimizers.step(rate)
-            stepped(objective, progress.step + 1, config.steps)
+            optimizers.forget(stepped(objective, progress.step + 1, config.steps))
             if norm:
                 progress.refused = 0
         else:

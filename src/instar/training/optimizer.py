@@ -196,6 +196,12 @@ class Optimizers:
                 group["lr"] = peak * factor
             optimizer.step()
 
+    def forget(self, params: Iterable[nn.Parameter]) -> None:
+        """Lose the moments and momenta of parameters that begin anew."""
+        for p in params:
+            for optimizer in self.all:
+                optimizer.state.pop(p, None)
+
     def averaged(self) -> AbstractContextManager[None]:
         """The context in which the model is its average, if one is kept."""
         return self.average.in_place() if self.average else nullcontext()

@@ -1,0 +1,140 @@
+"""ReLoRA: low-rank steps that add up to a change of any rank (Lialin et al. 2023).
+
+arXiv:2307.05695. From time to time what A and B have learnt is settled, and they begin anew, with
+another random A; the optimizer forgets what it knew of them. No more weights learn at any time than
+with LoRA, but the change is no longer bound to their rank. So the adapter that is written is a LoRA
+of the rank that all its links together may have.
+
+Shapes: I inputs, O outputs of a layer, r the rank.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Gt
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from instar.adapters.base import frozen, learnt_parts, put_in
+from instar.adapters.lora import LoRA, LowRankConfig, added
+from instar.adapters.peft_fields import outer_path
+from instar.adapters.principal import principal
+from instar.adapters.slots import matrix, sizes
+from instar.adapters.tokens import put_rows_in
+from instar.model.transformer import Headed
+
+
+class ReLoRAConfig(LowRankConfig):
+    """ReLoRA; the learning rate follows the run's schedule, whatever begins anew.
+
+    The paper lets it fall and rise again at each restart, since AdamW's first steps are long; those
+    of Muon are always of one length.
+    """
+
+    needs_whole = True
+    begins_anew = True
+
+    method: Literal["relora"] = "relora"  # type: ignore[assignment]
+    """ReLoRA."""
+    restart_every: Annotated[int, Gt(0)] = 500
+    """Steps after which what was learnt is settled, and A and B begin anew."""
+
+    def install(self, model: Headed, name: str, generator: torch.Generator) -> None:
+        """A, B and nothing settled at every layer that is meant."""
+        put_rows_in(model, name, self.trainable_token_indices)
+        for path in self.places(model):
+            base = frozen(model, path)
+            delta = ReLoRA(*sizes(base), *self.at(model, path), self.dropout)
+            delta.lr_ratio = self.lr_ratio
+            delta.begin(generator)
+            put_in(model, path, name, delta)
+
+    def stepped(self, model: Headed, name: str, step: int, steps: int) -> Sequence[nn.Parameter]:
+        """Settle, and begin anew; what begins anew."""
+        if step % self.restart_every or step == steps:
+            return ()
+        generator = torch.Generator().manual_seed(step)
+        links = [delta for delta in _links(model, name).values() if delta.learns]
+        for delta in links:
+            delta.settle(generator)
+        return [p for delta in links for p in delta.parameters()]
+
+    def settings_in(self, model: Headed, name: str) -> dict[str, Any]:
+        """The rank of the whole change of each layer, and alphas that make its scale one."""
+        links = _links(model, name).items()
+        ranks = {re.escape(outer_path(model, path)): delta.whole_rank for path, delta in links}
+        most = max(ranks.values())
+        fewer = {path: rank for path, rank in ranks.items() if rank < most}
+        return {"r": most, "lora_alpha": most, "use_rslora": False, "lora_dropout": 0.0,
+                "rank_pattern": fewer, "alpha_pattern": fewer}  # fmt: skip
+
+
+def _links(model: Headed, name: str) -> dict[str, ReLoRA]:
+    parts = learnt_parts(model, name).items()
+    return {path: part for path, part in parts if isinstance(part, ReLoRA)}
+
+
+class ReLoRA(LoRA):
+    """``y = (W + S) x + scale * B A x``, with what is settled in S.
+
+    S lies in a buffer, so that the base stays whole for reference models and other adapters, and a
+    run that is resumed goes on as it was.
+
+    Args:
+        inputs: I.
+        outputs: O.
+        rank: r.
+        scale: What the product counts.
+        dropout: Share of A's inputs that are left out while training.
+    """
+
+    settled: Tensor
+    restarts: Tensor
+
+    def __init__(self, inputs: int, outputs: int, rank: int, scale: float, dropout: float) -> None:
+        super().__init__(inputs, outputs, rank, scale, dropout)
+        self.register_buffer("settled", torch.zeros(outputs, inputs))
+        self.register_buffer("restarts", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def learns(self) -> bool:
+        """Whether A and B are being trained."""
+        return self.lora_A.weight.requires_grad
+
+    @property
+    def whole_rank(self) -> int:
+        """The most that the rank of the whole change can be."""
+        rank = len(self.lora_A.weight) * (1 + int(self.restarts))
+        return min(rank, *self.settled.shape)
+
+    def change(self) -> Float[Tensor, "o i"]:
+        """``S + scale * B A``."""
+        return self.settled + self.scale * (self.lora_B.weight @ self.lora_A.weight)
+
+    @torch.no_grad()
+    def settle(self, generator: torch.Generator) -> None:
+        """What was learnt goes into S; A and B begin anew, and nothing changes."""
+        self.settled.copy_(self.change())
+        self.restarts += 1
+        self.begin(generator)
+
+    def forward(self, x: Float[Tensor, "... i"], base: nn.Module) -> Float[Tensor, "... o"]:
+        """The layer as it has become so far, to which the product is added."""
+        y = F.linear(x, matrix(base) + self.settled, getattr(base, "bias", None))
+        narrow = F.dropout(x, self.dropout, self.training)
+        return added(y, narrow, self.lora_A.weight, self.lora_B.weight, self.scale)
+
+    def melted(self, base: nn.Module) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"] | None]:
+        """``W + S + scale * B A``."""
+        return matrix(base) + self.change(), getattr(base, "bias", None)
+
+    def stored(self) -> dict[str, Tensor]:
+        """The whole change as a product of two thin matrices, of scale one."""
+        exact = self.change().detach().double()
+        left, right = principal(exact, self.whole_rank, 0, torch.Generator())
+        return {"lora_A.weight": right.float(), "lora_B.weight": left.float()}
