@@ -12,11 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instar.adapters.base import frozen, put_in
 from instar.adapters.lora import LoRA, LowRankConfig, added
 from instar.adapters.slots import matrix, sizes
-from instar.adapters.tokens import put_rows_in
-from instar.model.transformer import Headed
 
 
 class DoRAConfig(LowRankConfig):
@@ -25,15 +22,9 @@ class DoRAConfig(LowRankConfig):
     method: Literal["dora"] = "dora"  # type: ignore[assignment]
     """DoRA."""
 
-    def install(self, model: Headed, name: str, generator: torch.Generator) -> None:
-        """A, B and the rows' lengths at every layer that is meant."""
-        put_rows_in(model, name, self.trainable_token_indices)
-        for path in self.places(model):
-            base = frozen(model, path)
-            delta = DoRA(base, *self.at(model, path), self.dropout)
-            delta.lr_ratio = self.lr_ratio
-            delta.begin(generator)
-            put_in(model, path, name, delta)
+    def made(self, base: nn.Module, rank: int, scale: float) -> DoRA:
+        """A, B and the rows' lengths."""
+        return DoRA(base, rank, scale, self.dropout)
 
     def to_peft(self) -> dict[str, Any]:
         """PEFT's `LoraConfig` with its mark for DoRA."""

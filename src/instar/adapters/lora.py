@@ -98,6 +98,24 @@ class LowRankConfig(PlacedConfig):
             raise ValueError(f"{twice[0]} is listed twice, and a token has one row")
         return ids
 
+    def install(self, model: Headed, name: str, generator: torch.Generator) -> None:
+        """A and B at every layer that is meant, and the tokens' rows."""
+        put_rows_in(model, name, self.trainable_token_indices)
+        for path in self.places(model):
+            base = frozen(model, path)
+            delta = self.made(base, *self.at(model, path))
+            delta.lr_ratio = self.lr_ratio
+            self.begin(delta, base, path, generator)
+            put_in(model, path, name, delta)
+
+    def made(self, base: nn.Module, rank: int, scale: float) -> LoRA:
+        """The method's part beside a layer."""
+        return LoRA(*sizes(base), rank, scale, self.dropout)
+
+    def begin(self, delta: LoRA, base: nn.Module, path: str, generator: torch.Generator) -> None:
+        """Give it its first weights."""
+        delta.begin(generator)
+
     def at(self, model: Headed, path: str) -> tuple[int, float]:
         """Rank and scale of the product at a layer."""
         names = names_of(model, path)
@@ -180,24 +198,17 @@ class LoRAConfig(LowRankConfig):
     pissa_niter: Annotated[int, Ge(0)] = 0
     """Rounds of a randomised decomposition for `pissa`, which is quicker; 0 takes the exact one."""
 
-    def install(self, model: Headed, name: str, generator: torch.Generator) -> None:
-        """A and B at every layer that is meant."""
-        put_rows_in(model, name, self.trainable_token_indices)
-        for path in self.places(model):
-            base = frozen(model, path)
-            rank, scale = self.at(model, path)
-            delta = LoRA(*sizes(base), rank, scale, self.dropout)
-            delta.lr_ratio = self.lr_ratio
-            if self.start == "pissa":
-                if rank > min(sizes(base)):
-                    raise UserError(
-                        f"rank is {rank}, and {path} is {min(sizes(base))} wide",
-                        "Take a lower one.",
-                    )
-                delta.begin_at(*principal(matrix(base), rank, self.pissa_niter, generator))
-            else:
-                delta.begin(generator)
-            put_in(model, path, name, delta)
+    def begin(self, delta: LoRA, base: nn.Module, path: str, generator: torch.Generator) -> None:
+        """At random, or at the principal part of the layer."""
+        if self.start != "pissa":
+            return super().begin(delta, base, path, generator)
+        rank = len(delta.lora_A.weight)
+        if rank > min(sizes(base)):
+            raise UserError(
+                f"rank is {rank}, and {path} is {min(sizes(base))} wide",
+                "Take a lower one.",
+            )
+        return delta.begin_at(*principal(matrix(base), rank, self.pissa_niter, generator))
 
     def to_peft(self) -> dict[str, Any]:
         """PEFT's `LoraConfig`, of what ``LoRA.stored`` gives: twice the rank after `pissa`."""

@@ -20,12 +20,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instar.adapters.base import frozen, learnt_parts, put_in
+from instar.adapters.base import learnt_parts
 from instar.adapters.lora import LoRA, LowRankConfig, added
 from instar.adapters.peft_fields import outer_path
 from instar.adapters.principal import principal
 from instar.adapters.slots import matrix, sizes
-from instar.adapters.tokens import put_rows_in
 from instar.model.transformer import Headed
 
 
@@ -44,15 +43,9 @@ class ReLoRAConfig(LowRankConfig):
     restart_every: Annotated[int, Gt(0)] = 500
     """Steps after which what was learnt is settled, and A and B begin anew."""
 
-    def install(self, model: Headed, name: str, generator: torch.Generator) -> None:
-        """A, B and nothing settled at every layer that is meant."""
-        put_rows_in(model, name, self.trainable_token_indices)
-        for path in self.places(model):
-            base = frozen(model, path)
-            delta = ReLoRA(*sizes(base), *self.at(model, path), self.dropout)
-            delta.lr_ratio = self.lr_ratio
-            delta.begin(generator)
-            put_in(model, path, name, delta)
+    def made(self, base: nn.Module, rank: int, scale: float) -> ReLoRA:
+        """A, B and nothing settled."""
+        return ReLoRA(*sizes(base), rank, scale, self.dropout)
 
     def stepped(self, model: Headed, name: str, step: int, steps: int) -> Sequence[nn.Parameter]:
         """Settle, and begin anew; what begins anew."""
