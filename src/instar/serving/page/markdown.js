@@ -66,7 +66,7 @@ function endOf(kind, lines, at) {
     case "heading": case "rule": return end;
     case "code": {
       const [, fence] = FENCE.exec(lines[at]);
-      more((line) => { const [, other, word] = FENCE.exec(line) ?? []; return !(other?.startsWith(fence) && !word); });
+      more((line) => !closes(line, fence));
       return Math.min(end + 1, lines.length);
     }
     case "quote": return more((line) => QUOTE.test(line));
@@ -76,8 +76,9 @@ function endOf(kind, lines, at) {
       // An empty line is within the list if something of the list follows it.
       const goes = (line) => (marker(line) ? marker(line).indent > indent || marker(line).sort === sort : /^ {2,}/.test(line));
       while (end < lines.length) {
-        const next = lines.findIndex((line, i) => i >= end && line.trim());
-        if (next < 0 || !(goes(lines[next]) || (next === end && kindOf(lines, next) === "paragraph"))) break;
+        let next = end;
+        while (next < lines.length && !lines[next].trim()) next++;
+        if (next === lines.length || !(goes(lines[next]) || (next === end && kindOf(lines, next) === "paragraph"))) break;
         end = next + 1;
       }
       return end;
@@ -87,6 +88,12 @@ function endOf(kind, lines, at) {
       // with 1984.
       return more((line, i) => line.trim() && (kindOf(lines, i) === "paragraph" || marker(line)?.number > 1));
   }
+}
+
+/** Whether a line ends the code that a fence began. */
+function closes(line, fence) {
+  const [, other, word] = FENCE.exec(line) ?? [];
+  return Boolean(other?.startsWith(fence)) && !word;
 }
 
 /** How a list's item begins: how far in, with which sort of sign, and where its words begin. */
@@ -119,7 +126,7 @@ function markdown(text, deep = 0) {
 
 function codeBlock(lines) {
   const [, fence] = FENCE.exec(lines[0]);
-  const closed = lines.length > 1 && FENCE.exec(lines.at(-1))?.[1].startsWith(fence);
+  const closed = lines.length > 1 && closes(lines.at(-1), fence);
   const text = lines.slice(1, closed ? -1 : undefined).join("\n");
   const block = make("pre");
   block.tabIndex = 0; // it may be wider than the page, and then the arrow keys move it
