@@ -61,6 +61,19 @@ def test_ranks_share_the_same_global_batch(make: Callable[..., Any], world_size:
         assert sorted(chain(*parts)) == sorted(members(next(alone)))
 
 
+def test_an_epoch_rehearses_others_each_time() -> None:
+    pools = examples(40)
+    source = ExampleSource(
+        pools[:10], lambda rows: pad_rows(rows, 999), 1, 9, 3, earlier=[(pools[10:17], 3)]
+    )
+    epochs = [sorted(chain(*(members(next(source)) for _ in range(13)))) for _ in range(7)]
+    assert all(epoch[:10] == list(range(10)) for epoch in epochs)
+    rehearsed = [epoch[10:] for epoch in epochs]
+    assert all(len(set(some)) == 3 for some in rehearsed)
+    assert not set(rehearsed[0]) & set(rehearsed[1])
+    assert Counter(chain(*rehearsed)) == dict.fromkeys(range(10, 17), 3), "each had its turn"
+
+
 @pytest.mark.parametrize("micro_batch", [1, 3, 8, 100])
 def test_micro_batches_cut_a_step_and_no_more(micro_batch: int) -> None:
     whole, cut = packed(), packed(micro_batch=micro_batch)

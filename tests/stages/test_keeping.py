@@ -22,6 +22,7 @@ from instar.stages.sft import SFTConfig
 from instar.training.display import Display
 
 Values = dict[str, dict[str, Any]]
+CONVERSATIONS = 40
 EARLIER = {"replay_conversations": ["{run}/data/earlier.jsonl"], "replay_share": 0.25}
 
 
@@ -46,7 +47,7 @@ def grown(life: Path, values: Values) -> Path:
                 {"role": "assistant", "content": "indeed."},
             ]
         }
-        for i in range(40)
+        for i in range(CONVERSATIONS)
     ]
     write_jsonl(life / "data" / "earlier.jsonl", talks)
     return life
@@ -62,18 +63,24 @@ def test_a_share_or_a_count() -> None:
 
 
 def test_earlier_conversations_are_a_share_of_all(grown: Path, values: Values) -> None:
-    def examples(**changes: Any) -> Any:
-        job = sft.build(SFTConfig.parse(values["sft"] | changes, "test"))
-        return job.source.examples  # type: ignore[attr-defined]
+    def epochs(**changes: Any) -> list[int]:
+        """How many examples there are, and how many an epoch has of them."""
+        changes = {"batch_size": 1, **changes}
+        source: Any = sft.build(SFTConfig.parse(values["sft"] | changes, "test")).source
+        last = source.examples[-1]
+        assert (last.learn == [True] * len(last)) == ("replay" in changes), "documents come last"
+        return [len(source.examples), source.batches]
 
-    new = examples()
-    both = examples(**EARLIER)
-    assert len(new) == 12 and len(both) == 16
-    assert both[:12] == new
-    documents = examples(**EARLIER, replay=["{run}/data/readings.jsonl"], replay_documents=0.2)
-    assert len(documents) == 20 and documents[-1].learn == [True] * len(documents[-1])
-    alone = examples(**EARLIER, keep={"ewc": 1.0, "ewc_only": True})
-    assert alone == new, "earlier data may be there for its importance alone"
+    assert epochs() == [12, 12]
+    assert epochs(**EARLIER) == [12 + CONVERSATIONS, 16]
+    documents = {"replay": ["{run}/data/readings.jsonl"], "replay_documents": 0.2}
+    assert epochs(**EARLIER, **documents) == [12 + CONVERSATIONS + 4, 20]
+    long = {"training": values["sft"]["training"] | {"steps": 41}}
+    assert epochs(**EARLIER, **documents, **long) == [12 + CONVERSATIONS + 12, 20], (
+        "more come round"
+    )
+    alone = epochs(**EARLIER, keep={"ewc": 1.0, "ewc_only": True})
+    assert alone == [12, 12], "earlier data may be there for its importance alone"
 
 
 def test_nothing_is_wrapped_without_need(grown: Path, values: Values) -> None:

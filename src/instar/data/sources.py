@@ -148,6 +148,8 @@ class ExampleSource(StepSource, Generic[T]):
         seed: Decides the order.
         rank: This process.
         world_size: How many processes share the step.
+        earlier: What is rehearsed besides, and how many of each an epoch has: the next ones each
+            time, until all had their turn.
     """
 
     STRETCH = 16
@@ -162,15 +164,23 @@ class ExampleSource(StepSource, Generic[T]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        earlier: Sequence[tuple[Sequence[T], int]] = (),
     ) -> None:
         super().__init__()
-        self.examples, self.collate = examples, collate
-        self.batch_size = min(batch_size, len(examples))
+        self.examples, self.collate = list(examples), collate
+        self.new, self.turns = len(examples), list[tuple[np.ndarray, int]]()
+        for pool, count in earlier:
+            rng = np.random.default_rng([seed, len(self.examples)])
+            turns = len(self.examples) + rng.permutation(len(pool))
+            self.turns.append((turns, min(count, len(pool))))
+            self.examples += pool
+        size = self.new + sum(count for _, count in self.turns)
+        self.batch_size = min(batch_size, size)
         check_share(self.batch_size, world_size)
         self.micro_tokens, self.seed = micro_tokens, seed
         self.rank, self.world_size = rank, world_size
-        self.lengths = np.array([len(e) for e in examples])
-        self.batches = len(examples) // self.batch_size
+        self.lengths = np.array([len(e) for e in self.examples])
+        self.batches = size // self.batch_size
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0))
 
     def __next__(self) -> list[Batch]:
@@ -197,7 +207,10 @@ class ExampleSource(StepSource, Generic[T]):
     def _arrange(self, epoch: int) -> np.ndarray:
         """Indices of every batch of an epoch ``(batches, batch_size)``."""
         rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.examples))[: self.batches * self.batch_size]
+        members = [np.arange(self.new)]
+        for turns, count in self.turns:
+            members.append(turns.take(range(epoch * count, (epoch + 1) * count), mode="wrap"))
+        order = rng.permutation(np.concatenate(members))[: self.batches * self.batch_size]
         stretch = self.STRETCH * self.batch_size
         for i in range(0, len(order), stretch):
             part = order[i : i + stretch]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 from typing import Annotated
 
@@ -41,11 +42,13 @@ class SFTConfig(TrainedStageConfig):
     replay: list[Path] = []
     """Documents (`text` each) mixed in whole, against forgetting what pretraining taught."""
     replay_documents: Amount = 4000
-    """The most documents to mix in; below 1, their share of the conversations and documents."""
+    """The most documents to mix in, others in each epoch; below 1, their share of the conversations
+    and documents."""
     replay_conversations: list[Path] = []
     """Earlier conversations mixed in among the new, against forgetting what fine-tuning taught."""
     replay_share: Amount = 0.5
-    """How many of those: a share of all conversations, or from 1 on a count."""
+    """How many of those, others in each epoch: a share of all conversations, or from 1 on a
+    count."""
     keep: KeepConfig = KeepConfig()
     """What else holds the model to what it knew."""
     batch_size: Positive = 64
@@ -84,17 +87,18 @@ def build(config: SFTConfig) -> Job:
         return pad_rows(some, tokenizer.pad_id)
 
     new, valid = rows(config.data), rows(config.valid) if config.valid else []
-    earlier = _earlier(config, tokenizer, len(new), context, rows)
-    examples = new if config.keep.ewc_only else new + earlier
+    pools = _earlier(config, tokenizer, len(new), context, rows)
+    rehearsed = [] if config.keep.ewc_only else pools
     source = ExampleSource(
-        examples, collate, config.batch_size, config.micro_tokens, config.seed, *world()
+        new, collate, config.batch_size, config.micro_tokens, config.seed, *world(), rehearsed
     )
 
     def sample() -> list[Batch]:
-        some = drawn(earlier, config.keep.ewc_examples, config.seed)
+        known = [row for pool, _ in pools for row in pool]
+        some = drawn(known, config.keep.ewc_examples, config.seed)
         return [collate([row]) for row in some]
 
-    mean_length = sum(map(len, examples)) // len(examples)
+    mean_length = round(source.lengths.mean())
     held = hold(
         model,
         config.keep,
@@ -123,19 +127,21 @@ def _earlier(
     new: int,
     context: int,
     rows: Callable[[list[Path]], list[Row]],
-) -> list[Row]:
-    """Rows of what was learnt before: conversations first, then documents."""
-    found: list[Row] = []
+) -> list[tuple[list[Row], int]]:
+    """What was learnt before, conversations and documents, and how many of each an epoch has."""
+    pools: list[tuple[list[Row], int]] = []
     if config.replay_conversations:
         everything = rows(config.replay_conversations)
-        found = drawn(everything, replayed(config.replay_share, new), config.seed)
+        pools.append((everything, min(replayed(config.replay_share, new), len(everything))))
     if config.replay:
         texts = [d["text"] for d in read_all(config.found(config.replay), ("text",))]
-        count = replayed(config.replay_documents, new + len(found))
-        for ids in tokenizer.encode_batch(texts[:count]):
-            ids = [*tokenizer.before, *ids][:context]
-            found.append(Row(ids, [True] * len(ids)))
-    return found
+        present = new + sum(count for _, count in pools)
+        count = replayed(config.replay_documents, present)
+        epochs = ceil(config.training.steps * config.batch_size / (present + count))
+        encoded = tokenizer.encode_batch(drawn(texts, count * epochs, config.seed))
+        cut = [[*tokenizer.before, *ids][:context] for ids in encoded]
+        pools.append(([Row(ids, [True] * len(ids)) for ids in cut], count))
+    return pools
 
 
 def needs(config: SFTConfig, survey: Survey) -> Workload:
