@@ -168,3 +168,22 @@ def test_sampling_draws_the_same_in_any_company(tokenizer: Tokenizer):
     together = engine.generate(asked, Sampling(), STOPPING, samples=3, seed=4)
     apart = engine.generate(asked, Sampling(), STOPPING, samples=3, seed=4, batch_size=2)
     assert [c.ids for c in apart] == [c.ids for c in together]
+
+
+@pytest.mark.parametrize("changes", [KINDS["qwen3"], OTHERS["gpt2"], OTHERS["window"]])
+def test_a_fresh_prompt_is_read_beside_a_row_that_is_nearly_full(
+    changes: dict, tokenizer: Tokenizer
+):
+    model, rng = model_of(tokenizer, changes), random.Random(1)
+    long = [rng.randrange(6, 262) for _ in range(250)]
+
+    def replies(engine: Engine, *prompts: list[int]) -> list[list[int]]:
+        submitted = [engine.submit(Request(prompt, GREEDY, STOPPING)) for prompt in prompts]
+        while not engine.idle:
+            engine.step()
+        return [reply.ids for reply in submitted]
+
+    engine, other = Engine(model, tokenizer), Engine(model, tokenizer)
+    expected = replies(engine, long) + replies(other, long[100:220])
+    both = replies(engine, long, long[100:220])  # of the first, 249 tokens are known from before
+    assert both == expected

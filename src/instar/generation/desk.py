@@ -42,6 +42,7 @@ class Desk:
     Args:
         reader: The model.
         config: Its shape.
+        context: The longest text of a row.
         known: Tokens that may be drawn.
         rows: The most replies at work at once.
         budget: The most tokens of prompts that a step reads, so that replies at work do not wait
@@ -56,6 +57,7 @@ class Desk:
         self,
         reader: Reader,
         config: ModelConfig,
+        context: int,
         known: int,
         device: torch.device,
         *,
@@ -64,7 +66,7 @@ class Desk:
         retains: bool = False,
         patience: int = 1,
     ) -> None:
-        self.reader, self.known, self.device = reader, known, device
+        self.reader, self.context, self.known, self.device = reader, context, known, device
         self.rows, self.budget, self.retains, self.patience = rows, budget, retains, patience
         self.slots = Slots(config, rows, reader.dtype, device, reader.masks)
         self.waiting: deque[Reply] = deque()
@@ -184,6 +186,8 @@ class Desk:
             fair = max(self._unread(rows[0]), self.budget // len(rows))
             width = min(max(self._unread(row) for row in rows), fair, self.budget)
             rows = rows[: max(1, self.budget // width)]
+        # Padding, too, has a position, and behind the context there are none.
+        width = min(width, self.context - max(len(self.slots.tokens[row]) for row in rows))
         parts = []
         for row in rows:
             done = len(self.slots.tokens[row])

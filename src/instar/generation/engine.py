@@ -254,6 +254,7 @@ class Engine:
         return Desk(
             self._reader,
             self.model.config,
+            self.model.context,
             self.tokenizer.vocab_size,
             next(self.model.parameters()).device,
             rows=rows,
