@@ -82,14 +82,32 @@ def test_a_change_of_any_rank_is_written_as_a_lora(
     torch.testing.assert_close(learnt(ids), again(ids), atol=1e-4, rtol=1e-4)
 
 
-def test_no_rank_is_higher_than_the_layer(model: CausalLM, ids: torch.Tensor) -> None:
+def test_no_rank_is_higher_than_the_layer(model: CausalLM, shake: Shake) -> None:
     add(model, ReLoRAConfig(rank=20, restart_every=1))
-    before = model(ids)
-    stepped(model, 1, 9)
-    torch.testing.assert_close(model(ids), before)
+    for step in (1, 2):
+        for link in links(model).values():
+            shake(link.lora_B)
+        stepped(model, step, 9)
     for link in links(model).values():
-        assert link.whole_rank == min(40, *link.settled.shape)
-        assert link.stored()["lora_A.weight"].shape[0] == link.whole_rank
+        assert link.whole_rank == min(60, *link.settled.shape)
+        a, b = (link.stored()[f"lora_{side}.weight"] for side in "AB")
+        assert len(a) == link.whole_rank and link.settled.any()
+        torch.testing.assert_close(b @ a, link.change(), atol=1e-5, rtol=1e-4)
+
+
+def test_the_seed_decides_every_beginning(make_model: Callable[[], CausalLM]) -> None:
+    def later(seed: int) -> list[torch.Tensor]:
+        model = make_model()
+        add(model, CONFIG, seed)
+        stepped(model, 2, 10)
+        stepped(model, 4, 10)
+        return [link.lora_A.weight.detach() for link in links(model).values()]
+
+    first, same, other = later(3), later(3), later(4)
+    for a, b, c in zip(first, same, other, strict=True):
+        assert torch.equal(a, b) and not torch.equal(a, c)
+    alike = [(a, b) for a in first for b in first if a is not b and a.shape == b.shape]
+    assert alike and not any(torch.equal(a, b) for a, b in alike), "each layer has its own"
 
 
 def test_the_base_and_a_frozen_twin_stay(

@@ -45,12 +45,12 @@ class PlacedConfig(AdapterConfig):
     arXiv:2305.14314, section 4), ends of names such as `[q_proj, v_proj]`, or a regular
     expression that fits whole paths."""
     layers: list[int] | None = None
-    """Only the blocks of these numbers, from 0; all of them when empty."""
+    """Only the blocks of these numbers, from 0; all of them where none is named."""
 
     def places(self, model: Headed) -> list[str]:
         """The paths of the layers; ``UserError`` where something named is not there."""
         paths = targeted(model, self.targets)
-        if self.layers is None:
+        if not self.layers:
             return paths
         blocks = {path: _block(path) for path in paths}
         if missing := set(self.layers) - set(blocks.values()):
@@ -128,7 +128,7 @@ class LowRankConfig(PlacedConfig):
         return {
             "peft_type": "LORA",
             "target_modules": self.targets,
-            "layers_to_transform": self.layers,
+            "layers_to_transform": self.layers or None,
             "r": self.rank,
             "lora_alpha": self.alpha,
             "lora_dropout": self.dropout,
@@ -169,7 +169,7 @@ def low_rank_values(values: dict[str, Any]) -> dict[str, Any]:
     # How the first weights were made is of no matter, unless they were taken out of the base.
     start = values.get("init_lora_weights", True)
     if start in (True, False, "gaussian", "orthogonal", "eva"):
-        read.add("init_lora_weights")
+        read |= {"init_lora_weights", "eva_config"}
     if values.get("bias", "none") != "none":
         read.discard("bias")
     if values.get("layers_pattern") in ("layers", ["layers"]):
@@ -259,7 +259,9 @@ class LoRA(Delta):
     @torch.no_grad()
     def begin(self, generator: torch.Generator) -> None:
         """A at random as PEFT draws it, B zero: nothing changes yet."""
-        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5), generator=generator)
+        first = torch.empty(self.lora_A.weight.shape)  # where the generator is; A may be elsewhere
+        nn.init.kaiming_uniform_(first, a=math.sqrt(5), generator=generator)
+        self.lora_A.weight.copy_(first)
         self.lora_B.weight.zero_()
 
     @torch.no_grad()

@@ -51,10 +51,9 @@ class ReLoRAConfig(LowRankConfig):
         """Settle, and begin anew; what begins anew."""
         if step % self.restart_every or step == steps:
             return ()
-        generator = torch.Generator().manual_seed(step)
         links = [delta for delta in _links(model, name).values() if delta.learns]
         for delta in links:
-            delta.settle(generator)
+            delta.settle()
         return [p for delta in links for p in delta.parameters()]
 
     def settings_in(self, model: Headed, name: str) -> dict[str, Any]:
@@ -88,11 +87,20 @@ class ReLoRA(LoRA):
 
     settled: Tensor
     restarts: Tensor
+    seed: Tensor
 
     def __init__(self, inputs: int, outputs: int, rank: int, scale: float, dropout: float) -> None:
         super().__init__(inputs, outputs, rank, scale, dropout)
         self.register_buffer("settled", torch.zeros(outputs, inputs))
         self.register_buffer("restarts", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("seed", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def begin(self, generator: torch.Generator) -> None:
+        """A at random, B zero; what is random the next time is drawn as well."""
+        super().begin(generator)
+        drawn = torch.randint(1 << 62, (), generator=generator, device=generator.device)
+        self.seed.copy_(drawn)
 
     @property
     def learns(self) -> bool:
@@ -110,11 +118,11 @@ class ReLoRA(LoRA):
         return self.settled + self.scale * (self.lora_B.weight @ self.lora_A.weight)
 
     @torch.no_grad()
-    def settle(self, generator: torch.Generator) -> None:
+    def settle(self) -> None:
         """What was learnt goes into S; A and B begin anew, and nothing changes."""
         self.settled.copy_(self.change())
         self.restarts += 1
-        self.begin(generator)
+        self.begin(torch.Generator().manual_seed(int(self.seed)))
 
     def forward(self, x: Float[Tensor, "... i"], base: nn.Module) -> Float[Tensor, "... o"]:
         """The layer as it has become so far, to which the product is added."""
