@@ -30,7 +30,7 @@ from instar.adapters.opening import load_model, merged
 from instar.adapters.slots import Slot
 from instar.checkpoint import load_causal_lm, save_model
 from instar.errors import UserError
-from instar.model import CausalLM, ScoreModel
+from instar.model import CausalLM, ModelConfig, ScoreModel
 from instar.model.transformer import Headed
 
 TUNED = LoRAConfig(rank=4, targets=["q_proj", "up_proj"])
@@ -264,6 +264,46 @@ def test_a_matrix_at_both_ends_is_not_copied(model: CausalLM) -> None:
         add(model, TUNED.model_copy(update={"modules_to_save": ["lm_head"]}))
     with pytest.raises(UserError, match="matches nothing"):
         add(model, TUNED.model_copy(update={"modules_to_save": ["soul"]}), name="other")
+    gpt2 = CausalLM(ModelConfig(family="gpt2", vocab_size=61, hidden_size=32, num_hidden_layers=1,
+                                intermediate_size=48, num_attention_heads=2,
+                                num_key_value_heads=2, head_dim=16))  # fmt: skip
+    with pytest.raises(UserError, match="wte is one matrix with the model's other end"):
+        add(gpt2, LoRAConfig(targets=["c_attn"], modules_to_save=["wte"]))
+
+
+@pytest.mark.parametrize("part", ["mlp", "layers.0", "self_attn"])
+def test_only_single_parts_are_trained_whole(model: CausalLM, part: str) -> None:
+    with pytest.raises(UserError, match=f"{part} consists of several parts"):
+        add(model, TUNED.model_copy(update={"modules_to_save": [part]}))
+
+
+def test_an_embedding_learns_whole_or_in_rows(config: ModelConfig) -> None:
+    config = config.model_copy(update={"tie_word_embeddings": False})
+    whole = TUNED.model_copy(update={"modules_to_save": ["embed_tokens"]})
+    rows = TUNED.model_copy(update={"trainable_token_indices": [5]})
+    for first, second, match in (
+        (whole, rows, "another adapter trains model.embed_tokens whole"),
+        (rows, whole, "single rows learn already"),
+    ):
+        model = CausalLM(config)
+        add(model, first, name="first")
+        with pytest.raises(UserError, match=match):
+            add(model, second, name="second")
+
+
+def test_another_base_would_not_help(adapter: Path, base: Path) -> None:
+    change(adapter, trainable_token_indices=[10**6])
+    with pytest.raises(UserError, match=r"does not fit this base.*shows the ids of tokens"):
+        load_model(adapter, base)
+
+
+def test_how_the_first_weights_were_found_is_of_no_matter(adapter: Path, base: Path) -> None:
+    change(adapter, init_lora_weights="eva", eva_config={"rho": 2.0, "tau": 0.99})
+    load_model(adapter, base)
+
+
+def test_no_block_named_is_every_block(model: CausalLM) -> None:
+    assert LoRAConfig(layers=[]).places(model) == LoRAConfig().places(model)
 
 
 class Beside(Slot):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from instar.adapters import base
 from instar.adapters.ia3 import IA3Config
+from instar.adapters.lora import LoRAConfig
 from instar.adapters.prefix import PrefixConfig, flat, pairs
 from instar.adapters.prompt import PromptConfig
 from instar.errors import UserError
@@ -172,8 +173,13 @@ def test_mistakes_are_explained(model: CausalLM, tmp_path: Path):
     with pytest.raises(UserError, match="num_transformer_submodules is 2"):
         PrefixConfig.from_peft({"num_virtual_tokens": 3, "num_transformer_submodules": 2})
     base.add(model, PrefixConfig())
+    base.add(model, LoRAConfig(rank=2), name="low")
     with pytest.raises(UserError, match="no change of weights"):
         base.merge(model)
+    with pytest.raises(UserError, match="no adapter 'high' is loaded"):
+        base.merge(model, "high")
+    base.merge(model, "low")
+    assert model.model.prefix is None and not base.slots(model)
 
 
 def test_a_projected_prefix_is_stored_as_a_plain_one(make_model, ids: Tensor):

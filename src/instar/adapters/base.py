@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from instar.adapters.packed import Packed
 from instar.adapters.peft_fields import names_of
-from instar.adapters.slots import Adapted, Delta, Slot, Whole, plain
+from instar.adapters.slots import Adapted, Delta, Slot, Whole, rebuilt
 from instar.adapters.tokens import tie_again
 from instar.config import Config
 from instar.errors import UserError
@@ -42,7 +42,8 @@ class AdapterConfig(Config):
     needs_whole: ClassVar[bool] = False
     """Whether it looks at weights outside of the blocks' own passes, where shards are not whole."""
     begins_anew: ClassVar[bool] = False
-    """Whether weights that learn are replaced on the way, which no average of them survives."""
+    """Whether weights that learn are replaced on the way, so that neither their average nor their
+    distance from the start means anything."""
     unknown_to_peft: ClassVar[tuple[str, ...]] = ()
     """Settings of the learning that ``to_peft`` has no word for; `base.json` holds them."""
 
@@ -276,15 +277,31 @@ def _copy_whole(model: Headed, end: str, name: str) -> None:
                 f"modules_to_save: {path} is a linear layer of a block", "Name it in `targets`."
             )
         if not isinstance(part, Whole):
-            if model.config.tie_word_embeddings and path.endswith(("embed_tokens", "lm_head")):
-                raise UserError(
-                    f"modules_to_save: {path} is one matrix with the model's other end",
-                    "Leave it frozen, or train the model without an adapter.",
-                )
+            _check_whole(model, path, part)
             parent, _, child = path.rpartition(".")
             part = Whole(part)
             setattr(model.get_submodule(parent), child, part)
         part.deltas[name] = copy.deepcopy(part.base)
+
+
+def _check_whole(model: Headed, path: str, part: nn.Module) -> None:
+    """Raise ``UserError`` if a part cannot be copied for each adapter."""
+    if isinstance(part, Slot):
+        raise UserError(
+            f"modules_to_save: of {path}, single rows learn already (trainable_token_indices)",
+            "Choose one of the two, for all adapters of this model.",
+        )
+    ends = (model.model.embeddings, getattr(model, "lm_head", None))
+    if model.config.tie_word_embeddings and any(part is end for end in ends):
+        raise UserError(
+            f"modules_to_save: {path} is one matrix with the model's other end",
+            "Leave it frozen, or train the model without an adapter.",
+        )
+    if next(part.children(), None) is not None:
+        raise UserError(
+            f"modules_to_save: {path} consists of several parts",
+            "Name norms, heads and embeddings; layers of the blocks belong into `targets`.",
+        )
 
 
 def remove(model: Headed, name: str) -> None:
@@ -366,16 +383,24 @@ def penalties(module: nn.Module) -> list[Tensor]:
 def merge(model: Headed, name: str = DEFAULT) -> None:
     """Melt an adapter into the weights; the model is a plain one afterwards.
 
+    Args:
+        model: Changed in place; other adapters than this one are dropped.
+        name: The adapter. A model without any has its packed layers unpacked.
+
     Raises:
-        UserError: The method cannot be merged.
+        UserError: There is no such adapter, or its method cannot be merged.
     """
-    for path, slot in slots(model).items():
+    if model.adapters:
+        check_loaded(model, name)
+    melted = {path: slot.melted(name) for path, slot in slots(model).items()}
+    for path, part in melted.items():
         parent, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent), child, slot.melted(name))
+        setattr(model.get_submodule(parent), child, part)
     for path, layer in linear_layers(model).items():
         if isinstance(layer, Packed):
             parent, _, child = path.rpartition(".")
-            setattr(model.get_submodule(parent), child, plain(layer.weight, layer.bias))
+            unpacked = rebuilt(layer, layer.weight, layer.bias)
+            setattr(model.get_submodule(parent), child, unpacked)
     tie_again(model)
     model.adapters.clear()
     model.requires_grad_(True)

@@ -212,11 +212,15 @@ def load_adapter(
         if values.get("task_type") != SCORES:  # a reward model may begin as a language model
             tensors |= {k: w for k, w in tensors_of(model, name).items() if k.startswith(HEAD)}
         _fill(model, name, tensors)
-    except (UserError, ValueError) as error:
+    except UserError as error:
         remove(model, name)
-        problem = error.problem if isinstance(error, UserError) else str(error)
+        problem = f"{directory} does not fit this base: {error.problem}"
+        remedy = f"{error.remedy} Or name the base that it was learnt on (--base)."
+        raise UserError(problem, remedy) from None
+    except ValueError as error:
+        remove(model, name)
         raise UserError(
-            f"{directory} does not fit this base: {problem}",
+            f"{directory} does not fit this base: {error}",
             "Name the base that it was learnt on (--base).",
         ) from None
     activate(model, name)

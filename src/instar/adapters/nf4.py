@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from instar.adapters.base import linear_layers
 from instar.adapters.packed import Packed
 from instar.adapters.slots import Adapted, matrix
+from instar.model.gpt2 import Conv1D
 from instar.model.layers import product_dtype
 from instar.model.transformer import Headed
 
@@ -56,6 +57,10 @@ def levels() -> list[float]:
 LEVELS = torch.tensor(levels(), dtype=torch.float64).float()
 
 
+LEAST = 1e-30
+"""The smallest scale; weights below it are nothing beside others."""
+
+
 @cache
 def pairs(device: torch.device) -> Int64[Tensor, " 256"]:
     """The two levels that each byte stands for, the first in its upper half.
@@ -74,8 +79,7 @@ def encode(weights: Float[Tensor, " n"], scales: Float[Tensor, " blocks"]) -> UI
         scales: Of each block.
     """
     borders = ((LEVELS[1:] + LEVELS[:-1]) / 2).to(weights.device)
-    # A block of zeros stays one.
-    units = weights.view(-1, BLOCK) / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+    units = weights.view(-1, BLOCK) / scales[:, None]
     codes = torch.bucketize(units, borders).to(torch.uint8).view(-1, 2)
     return codes[:, 0] << 4 | codes[:, 1]
 
@@ -83,8 +87,9 @@ def encode(weights: Float[Tensor, " n"], scales: Float[Tensor, " blocks"]) -> UI
 class NF4Linear(Packed):
     """A frozen linear layer whose weight is stored in NF4, about 4.13 bits each.
 
-    The scales are stored in eight bits around their mean (section 3, "Double Quantization"): as
-    evenly spaced integers, where the paper has 8-bit floats.
+    The scales are stored in eight bits (section 3, "Double Quantization"): as steps of their
+    logarithm, where the paper has 8-bit floats. One weight far out makes a coarse step of no more
+    than some per cent for the 256 scales beside it.
 
     Args:
         weight: Of the layer to store.
@@ -102,23 +107,25 @@ class NF4Linear(Packed):
         flat = weight.detach().float().flatten()
         flat = F.pad(flat, (0, -len(flat) % BLOCK))
         scales = flat.view(-1, BLOCK).abs().amax(dim=1)
-        mean = scales.mean()
-        rest = F.pad(scales - mean, (0, -len(scales) % SCALES)).view(-1, SCALES)
-        steps = rest.abs().amax(dim=1) / 127
-        tiny = torch.finfo(torch.float32).tiny
-        integers = (rest / steps.clamp(min=tiny)[:, None]).round().to(torch.int8).flatten()
-        self.register_buffer("scale_codes", integers[: len(scales)].clone())
+        groups = F.pad(scales, (0, -len(scales) % SCALES)).view(-1, SCALES)
+        highest = groups.amax(dim=1, keepdim=True)
+        # Zeros decode to zeros with any scale; theirs is to make no step wider.
+        logs = torch.where(groups > 0, groups, highest).clamp(min=LEAST).log()
+        lowest = logs.amin(dim=1)
+        steps = (logs.amax(dim=1) - lowest) / 255
+        codes = (logs - lowest[:, None]) / steps.clamp(min=LEAST)[:, None]
+        codes = codes.round().to(torch.uint8).flatten()
+        self.register_buffer("scale_codes", codes[: len(scales)].clone())
         # As bytes: a model that is moved to another float type keeps them as they are.
-        constants = torch.cat([mean[None], steps]).view(torch.uint8)
-        self.register_buffer("constants", constants)
+        self.register_buffer("constants", torch.cat([lowest, steps]).view(torch.uint8))
         self.register_buffer("codes", encode(flat, self._scales()))
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     def _scales(self) -> Float[Tensor, " blocks"]:
         """The blocks' scales, as they are stored: weights are encoded by what they decode with."""
-        mean, steps = self.constants.view(torch.float32).split([1, len(self.constants) // 4 - 1])
-        steps = steps.repeat_interleave(SCALES)[: len(self.scale_codes)]
-        return self.scale_codes * steps + mean
+        constants = self.constants.view(torch.float32).view(2, -1)
+        lowest, steps = constants.repeat_interleave(SCALES, dim=1)[:, : len(self.scale_codes)]
+        return (self.scale_codes * steps + lowest).exp()
 
     @property
     def weight(self) -> Float[Tensor, "o i"]:
@@ -173,7 +180,9 @@ def quantize(model: Headed) -> None:
         if not isinstance(layer, Packed) and not path.endswith(ROUTER):
             parent, _, child = path.rpartition(".")
             bias: Any = layer.bias
-            setattr(model.get_submodule(parent), child, NF4Linear(matrix(layer), bias))
+            packed = NF4Linear(matrix(layer), bias)
+            packed.transposed = isinstance(layer, Conv1D)
+            setattr(model.get_submodule(parent), child, packed)
 
 
 def stored_bytes(layer: nn.Module) -> int:

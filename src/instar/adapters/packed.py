@@ -13,11 +13,13 @@ class Packed(nn.Module):
         in_features: Inputs.
         out_features: Outputs.
         bias: Added to the output, if anything is.
+        transposed: Whether it stands for a layer whose weight lies the other way round, as GPT-2's.
     """
 
     in_features: int
     out_features: int
     bias: Tensor | None
+    transposed: bool = False
 
     @property
     def weight(self) -> Float[Tensor, "o i"]:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from instar.adapters.packed import Packed
 from instar.errors import UserError
 from instar.model.gpt2 import Conv1D
 
@@ -123,12 +124,16 @@ class Slot(nn.Module):
             order += own
         return torch.cat(parts)[torch.tensor(order).argsort().to(x.device)]
 
-    def melted(self, name: str) -> nn.Module:
+    def melted(self, name: str) -> nn.Module | None:
         """The plain module that does what this place does with an adapter, or without it.
+
+        None stands for nothing: where the adapter has no part, what is only put beside the model.
 
         Raises:
             UserError: There is none.
         """
+        if name not in self.deltas:
+            return None
         raise UserError(
             f"the adapter {name!r} is no change of weights, so it cannot be merged",
             "Keep the adapter beside its base.",
@@ -214,7 +219,7 @@ def rebuilt(
     like: nn.Module, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None
 ) -> nn.Module:
     """A layer of the same kind with other weights; packed ones are unpacked."""
-    if not isinstance(like, Conv1D):
+    if not (isinstance(like, Conv1D) or (isinstance(like, Packed) and like.transposed)):
         return plain(weight, bias)
     layer = Conv1D(*sizes(like))
     layer.weight = nn.Parameter(weight.mT.contiguous())

@@ -127,7 +127,11 @@ def put_rows_in(model: Headed, name: str, ids: Sequence[int]) -> None:
         (path, part) for path, part in model.named_modules() if part is model.model.embeddings
     )
     if not isinstance(embedding, TokenSlot):
-        assert isinstance(embedding, nn.Embedding)
+        if not isinstance(embedding, nn.Embedding):
+            raise UserError(
+                f"trainable_token_indices: another adapter trains {path} whole (modules_to_save)",
+                "Give each of the two a model of its own, or merge one of them first.",
+            )
         slot = TokenSlot(embedding)
         parent, _, child = path.rpartition(".")
         setattr(model.get_submodule(parent), child, slot)
