@@ -245,3 +245,19 @@ def test_a_weight_that_is_spread_cannot_be_held(
     )
     with pytest.raises(UserError, match=r"Set training\.parallel to ddp"):
         sft.build(config)
+
+
+def test_what_begins_anew_cannot_be_held(grown: Path, values: Values) -> None:
+    adapter = {"method": "relora", "restart_every": 2}
+    with pytest.raises(UserError, match="relora's begin anew"):
+        run(values["sft"] | EARLIER | {"adapter": adapter, "keep": {"l2_sp": 1.0}})
+
+
+def test_documents_with_nothing_to_learn_are_left_out(grown: Path, values: Values) -> None:
+    texts = ["", "a", "Moths fly at night."]
+    write_jsonl(grown / "data" / "short.jsonl", [{"text": text} for text in texts])
+    changes = {"replay": ["{run}/data/short.jsonl"], "replay_documents": 3}
+    source: Any = sft.build(SFTConfig.parse(values["sft"] | changes, "test")).source
+    plain: Any = sft.build(SFTConfig.parse(values["sft"], "test")).source
+    added = source.examples[len(plain.examples) :]
+    assert len(added) == 2 and all(len(row) > 1 for row in added)

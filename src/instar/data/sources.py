@@ -183,6 +183,11 @@ class ExampleSource(StepSource, Generic[T]):
         self.batches = size // self.batch_size
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0))
 
+    @property
+    def mean_length(self) -> int:
+        """Tokens of a typical example."""
+        return round(self.lengths[self._arrange(0)].mean())
+
     def __next__(self) -> list[Batch]:
         epoch, place = divmod(self.step, self.batches)
         if self._order[0] != epoch:

@@ -148,7 +148,14 @@ def hold(
             "of each other",
             "Leave it out; then merge the adapter, and average that with its base (instar merge).",
         )
+    if (keep.l2_sp or keep.ewc) and any(a.begins_anew for a in model.adapters.values()):
+        raise UserError(
+            "keep.l2_sp and keep.ewc hold weights to where they began, and relora's begin anew",
+            "Hold what the model says instead (keep.kl), or choose another method.",
+        )
     inner: Objective = plain
+    if keep.kl:  # on its device before the start is copied, so that they share what is frozen
+        plain.to(default_device())
     start = frozen_twin(model, adapter) if keep.kl or keep.interpolate < 1 else None
     if keep.kl and start:
         inner, source = Distilled(model, keep.kl), _beside(start, source, keep.kl_classes)

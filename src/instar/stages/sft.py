@@ -94,18 +94,17 @@ def build(config: SFTConfig) -> Job:
     )
 
     def sample() -> list[Batch]:
-        known = [row for pool, _ in pools for row in pool]
-        some = drawn(known, config.keep.ewc_examples, config.seed)
+        mixed = [row for pool, count in pools for row in drawn(pool, count, config.seed)]
+        some = drawn(mixed, config.keep.ewc_examples, config.seed)
         return [collate([row]) for row in some]
 
-    mean_length = round(source.lengths.mean())
     held = hold(
         model,
         config.keep,
         config.training,
         source,
         sample,
-        mean_length,
+        source.mean_length,
         adapter=bool(config.adapter),
     )
 
@@ -137,10 +136,12 @@ def _earlier(
         texts = [d["text"] for d in read_all(config.found(config.replay), ("text",))]
         present = new + sum(count for _, count in pools)
         count = replayed(config.replay_documents, present)
-        epochs = ceil(config.training.steps * config.batch_size / (present + count))
+        batches = max(1, (present + count) // config.batch_size)
+        epochs = ceil(config.training.steps / batches)
         encoded = tokenizer.encode_batch(drawn(texts, count * epochs, config.seed))
         cut = [[*tokenizer.before, *ids][:context] for ids in encoded]
-        pools.append(([Row(ids, [True] * len(ids)) for ids in cut], count))
+        # What has no second token teaches nothing.
+        pools.append(([Row(ids, [True] * len(ids)) for ids in cut if len(ids) > 1], count))
     return pools
 
 
