@@ -13,6 +13,7 @@ from instar.adapters.lora import LoRAConfig
 from instar.adapters.nf4 import quantize
 from instar.adapters.prefix import PrefixConfig
 from instar.adapters.prompt import PromptConfig
+from instar.adapters.relora import ReLoRAConfig
 from instar.errors import UserError
 from instar.model import CausalLM, ModelConfig
 from instar.objectives.keeping import Tie
@@ -24,6 +25,7 @@ METHODS: list[AdapterConfig] = [
     LoRAConfig(start="pissa", trainable_token_indices=[1, 2, 3]),
     LoRAConfig(modules_to_save=["norm"]),
     DoRAConfig(),
+    ReLoRAConfig(),
     AdaLoRAConfig(),
     IA3Config(),
     BitFitConfig(),
@@ -47,8 +49,14 @@ def test_an_adapter_is_counted_as_it_is_built(
     assert found.learnt == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert found.numbers == sum(p.numel() for p in model.parameters())
     assert found.adapted and bool(found.packed_bytes) == bool(bits)
-    others = sum(b.numel() * b.element_size() for b in model.buffers())
-    assert found.packed_bytes <= others, "what methods keep besides is small and not counted"
+    buffers = dict(model.named_buffers())
+    beside = sum(b.numel() for name, b in buffers.items() if ".deltas." in name)
+    pissa = getattr(method, "start", "") == "pissa"  # its first A and B are not reckoned
+    assert found.beside < beside if pissa else found.beside == beside
+    if method.method == "relora":
+        assert found.beside > 32 * 32, "what is settled"
+    others = sum(b.numel() * b.element_size() for b in buffers.values())
+    assert found.packed_bytes <= others
 
 
 def test_a_whole_model_learns_all_that_its_shape_says(shape: ModelConfig) -> None:

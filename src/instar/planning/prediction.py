@@ -151,6 +151,8 @@ def _state(work: Workload, hardware: Hardware, sharding: Sharding, size: int) ->
         "optimizer": moments * learners / shards,
         "average": average * learners / shards,
         "ties": 4 * weights.started * work.ties * learners,
+        # Each model and twin has its own; the sums with the layers are kept for the backward pass.
+        "beside": 4 * weights.beside * (2 * learners + work.frozen),
     }
     # Products read a copy in their own format.
     if spread:
@@ -160,7 +162,7 @@ def _state(work: Workload, hardware: Hardware, sharding: Sharding, size: int) ->
         state["casts"] = size * (weights.numbers - weights.frozen_layers) if size < 4 else 0.0
     if hardware.is_cpu:
         # States are copied before they are written, to train on meanwhile.
-        saved = 4 * weights.learnt + weights.packed_bytes + moments + average
+        saved = 4 * (weights.learnt + weights.beside) + weights.packed_bytes + moments + average
         state["state being saved"] = saved * learners
     return state
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from instar.adapters.base import AdapterConfig, store_frozen
+from instar.adapters.base import AdapterConfig, slots, store_frozen
 from instar.adapters.nf4 import quantize, stored_bytes
 from instar.adapters.opening import Bits, to_learn
 from instar.adapters.packed import Packed
@@ -33,6 +33,7 @@ class Weights:
         started: Those that learnt before ``training.layers.freeze`` stopped some.
         packed: Those that are stored in four bits.
         packed_bytes: What they take.
+        beside: What an adapter keeps and does not learn, such as what ReLoRA has settled.
         adapted: Whether an adapter learns.
     """
 
@@ -45,6 +46,7 @@ class Weights:
     started: int
     packed: int
     packed_bytes: int
+    beside: int
     adapted: bool
 
     @property
@@ -97,8 +99,15 @@ def weigh(
         started=started,
         packed=sum(layer.in_features * layer.out_features for layer in packed),
         packed_bytes=sum(map(stored_bytes, packed)),
+        beside=_beside(model),
         adapted=bool(model.adapters),
     )
+
+
+def _beside(model: CausalLM) -> int:
+    """Numbers in the buffers of an adapter's parts."""
+    deltas = [delta for slot in slots(model).values() for delta in slot.deltas.values()]
+    return sum(buffer.numel() for delta in deltas for buffer in delta.buffers())
 
 
 EMPTY_START = {"lora": "kaiming", "prefix": "random"}
