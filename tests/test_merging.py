@@ -189,6 +189,8 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
     refused("a holds a language model, .*scorer a reward model", [a, scorer])
     refused("for 2 models", [a, b], weights=[1.0])
     refused("for 2 models", [a, b], weights=[1.0, -2.0])
+    refused("--weights says how several models become one", [a], weights=[0.5])
+    refused("--method says how several models become one", [a], method="ties")
     refused("slerp is for two models, not 3", [a, b, a], method="slerp")
     refused("needs a --base", [a, b], method="ties")
     refused("has no use for a --base", [a, b], base=a)

@@ -88,7 +88,11 @@ def merge(arguments: Arguments) -> Path:
     watch, models, base = Stopwatch(), arguments.models, arguments.base
     if arguments.out.exists():
         raise UserError(f"{arguments.out} exists", "Choose another --out.")
-    mix = _mix(arguments, _factors(arguments)) if len(models) > 1 else None
+    if len(models) > 1:
+        mix = _mix(arguments, _factors(arguments))
+    else:
+        mix = None
+        _check_single(arguments)
     here = _fetched(arguments)
     product, tokenizer = _mixed(here, mix) if mix else _melted(here.models[0], here.base)
     kept = read_dtype(plain_directory(here.models[0], here.base))
@@ -130,6 +134,17 @@ def _melted(directory: Path, base: Path | None) -> tuple[CausalLM | ScoreModel, 
             "Name an adapter, or two or more checkpoints.",
         )
     return merged(directory, base), load_tokenizer(directory, base)
+
+
+def _check_single(arguments: Arguments) -> None:
+    """Raise ``UserError`` where something is said of one adapter that only several models need."""
+    usual = Arguments(arguments.models, arguments.out)
+    for name in ("method", "weights", "density", "seed"):
+        if getattr(arguments, name) != getattr(usual, name):
+            raise UserError(
+                f"--{name} says how several models become one, and there is one directory",
+                "Name more of them, or leave it out: an adapter is merged as it is.",
+            )
 
 
 def _mixed(arguments: Arguments, mix: Mix) -> tuple[CausalLM | ScoreModel, Tokenizer]:

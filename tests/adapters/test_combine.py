@@ -105,5 +105,7 @@ def test_mistakes_are_explained(two: CausalLM):
         combine(two, {"first": 1.0}, "both", "ties", density=0.0)
     with pytest.raises(UserError, match="rank is 0"):
         combine(two, {"first": 1.0}, "both", rank=0)
+    with pytest.raises(UserError, match=r"how is 'tie'\. Choose one of linear, ties, dare"):
+        combine(two, {"first": 1.0}, "both", "tie")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="'second' already"):
         combine(two, {"first": 1.0}, "second")

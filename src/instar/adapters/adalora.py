@@ -114,12 +114,15 @@ class AdaLoRAConfig(PlacedConfig):
         deltas = _deltas(model, name)
         if any(delta.lora_E.grad is None for delta in deltas):
             return ()  # it does not learn
-        last = steps - self.final_steps
+        last, budget = steps - self.final_steps, self.budget(step, steps, len(deltas))
         if step < last:
             for delta in deltas:
                 delta.sense(self.beta1, self.beta2)
-        if step == last or (self.initial_steps < step < last and step % self.every == 0):
-            _allot(deltas, self.budget(step, steps, len(deltas)))
+        # The last allotment may have been missed, where a step was refused.
+        too_many = step > last and sum(int(delta.kept.sum()) for delta in deltas) > budget
+        declining = self.initial_steps < step < last and step % self.every == 0
+        if step == last or too_many or declining:
+            _allot(deltas, budget)
         elif step > last:
             for delta in deltas:
                 delta.prune()

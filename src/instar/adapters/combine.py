@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -58,6 +58,11 @@ def combine(
     """
     if not parts:
         raise UserError("there are no adapters to combine", "Name two or more.")
+    if how not in get_args(Combination):
+        allowed = ", ".join(get_args(Combination))
+        raise UserError(f"how is {how!r}", f"Choose one of {allowed}.")
+    if into in model.adapters:
+        raise UserError(f"there is an adapter {into!r} already", "Choose another name.")
     if rank is not None and rank < 1:
         raise UserError(f"rank is {rank}", "Choose 1 or more.")
     generator = torch.Generator().manual_seed(seed)

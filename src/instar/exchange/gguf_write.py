@@ -23,6 +23,7 @@ from instar.exchange.gguf_shape import from_config, rope_factors
 from instar.exchange.tokenizer_out import Vocabulary, vocabulary_of
 from instar.exchange.weights import StoredWeights
 from instar.files import atomic_file, read_json
+from instar.model.stored import BUFFERS
 
 Kind = Literal["f32", "f16", "bf16", "q8_0"]
 
@@ -31,9 +32,6 @@ BLOCK = 32
 
 IN_FULL = ("position_embd.weight", "ffn_gate_inp.weight")
 """Matrices that stay float32: llama.cpp adds the one, and chooses experts by the other."""
-
-BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
-"""What old checkpoints hold beside weights."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def plan(weights: StoredWeights, config: Mapping[str, Any], arch: str, kind: Kin
     tied = config.get("tie_word_embeddings", arch == "gpt2")
     sources: dict[str, list[str]] = {}
     for name in weights:
-        if name.endswith(BUFFERS) or (tied and name == "lm_head.weight"):
+        if BUFFERS.search(name) or (tied and name == "lm_head.weight"):
             continue
         target = gguf_name(arch, name)
         if target is None:

@@ -12,13 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from instar.errors import UserError
-from instar.files import read_json, write_json
+from instar.files import write_json
+from instar.model.stored import INDEX, damaged, weight_files
 
 SHARD_BYTES = 2 * 10**9
 """How large a file may grow; as much is held in memory."""
-
-INDEX = "model.safetensors.index.json"
 
 
 class StoredWeights:
@@ -32,24 +30,14 @@ class StoredWeights:
     """
 
     def __init__(self, directory: Path) -> None:
-        names = ["model.safetensors"]
-        if (directory / INDEX).exists():
-            names = sorted(set(read_json(directory / INDEX)["weight_map"].values()))
-        self.files = [directory / name for name in names]
+        self.files = weight_files(directory)
         self._file_of: dict[str, Any] = {}
         self._stack = ExitStack()
         for path in self.files:
-            if not path.is_file():
-                raise UserError(
-                    f"{directory} has no {path.name}",
-                    "Name a checkpoint whose weights are safetensors.",
-                )
             try:
                 opened = self._stack.enter_context(safe_open(path, "pt"))
             except SafetensorError as error:
-                raise UserError(f"{path} is damaged ({error})", "Make or download it again.") from (
-                    None
-                )
+                raise damaged(path, error) from None
             self._file_of |= dict.fromkeys(opened.keys(), opened)
 
     def __enter__(self) -> StoredWeights:

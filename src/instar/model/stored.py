@@ -20,6 +20,9 @@ StoredDtype = Literal["float32", "bfloat16", "float16"]
 BUFFERS = re.compile(r"(^|\.)(h\.\d+\.attn\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
 """What old files hold beside weights: GPT-2's causal masks, Llama's frequencies."""
 
+INDEX = "model.safetensors.index.json"
+"""Which of several files holds which weight."""
+
 BODIES = {"gpt2": "transformer."}
 """How the names of a decoder's weights begin in files, where that is not ``model.``, as here."""
 
@@ -34,9 +37,9 @@ def _renamed(name: str, before: str, after: str) -> str:
     return after + name.removeprefix(before) if name.startswith(before) else name
 
 
-def _files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, all of them there."""
-    index = directory / "model.safetensors.index.json"
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint; ``UserError`` where one is missing."""
+    index = directory / INDEX
     names = ["model.safetensors"]
     if index.exists():
         found = read_json(index)
@@ -61,7 +64,8 @@ def _files(directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def damaged(path: Path, error: Exception) -> UserError:
+    """What to say of a file that cannot be read."""
     return UserError(
         f"{path} is damaged ({error})",
         "Run the stage that made it again, or download it again.",
@@ -73,14 +77,14 @@ def _tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
 
     Tensors lie in the file until they are copied.
     """
-    for path in _files(directory):
+    for path in weight_files(directory):
         try:
             with safe_open(path, "pt") as file:
                 names = [name for name in file.keys() if not BUFFERS.search(name)]  # noqa: SIM118
                 for name in names:
                     yield _own_name(name), file.get_tensor(name)
         except SafetensorError as error:
-            raise _damaged(path, error) from None
+            raise damaged(path, error) from None
 
 
 def _own_name(name: str) -> str:

@@ -70,7 +70,7 @@ class Learner:
                 device_ids=[device.index] if device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
                 find_unused_parameters=unfreeze_every > 0,
-                broadcast_buffers=False,  # none of ours changes: they are alike from the start
+                broadcast_buffers=False,  # those of adapters change everywhere alike
             )
             return
         if unfreeze_every:
