@@ -15,6 +15,7 @@ from instar.adapters.lora import LoRAConfig
 from instar.adapters.nf4 import BLOCK, NF4Linear, levels, quantize, stored_bytes
 from instar.adapters.prompt import PromptConfig
 from instar.adapters.slots import Delta, matrix, plain, sizes
+from instar.adapters.targets import linear_layers, targeted
 from instar.model import CausalLM, ModelConfig
 from instar.model.gpt2 import Conv1D
 from instar.model.transformer import initialize
@@ -144,7 +145,7 @@ def test_states_travel():
 
 
 def with_thin(model: CausalLM) -> None:
-    for path in base.targeted(model, ["q_proj", "down_proj"]):
+    for path in targeted(model, ["q_proj", "down_proj"]):
         put_in(model, path, "thin", Thin(*sizes(model.get_submodule(path))))
     model.adapters["thin"] = IA3Config()
     base.activate(model, "thin")
@@ -154,7 +155,7 @@ def with_thin(model: CausalLM) -> None:
 def test_low_rank_learning_over_it_equals_that_over_the_decoded_base(make_model, ids: Tensor):
     packed, twin = make_model(), make_model()
     quantize(packed)
-    for path, layer in base.linear_layers(packed).items():
+    for path, layer in linear_layers(packed).items():
         assert isinstance(layer, NF4Linear), path
         twin.get_submodule(path).weight.data = layer.weight
     logits = []
@@ -182,7 +183,7 @@ def test_merging_gives_the_decoded_weight_and_the_change(model: CausalLM, ids: T
     base.merge(model, "thin")
     assert torch.equal(model.model.layers[0].self_attn.q_proj.weight, expected)
     # Layers that no adapter sits at are plain again as well.
-    assert all(type(layer) is nn.Linear for layer in base.linear_layers(model).values())
+    assert all(type(layer) is nn.Linear for layer in linear_layers(model).values())
     torch.testing.assert_close(model(ids), adapted, atol=1e-4, rtol=1e-4)
 
 
@@ -199,7 +200,7 @@ def test_gpt2_is_itself_again_after_merging(ids: Tensor):
     adapted = model(ids)
     base.merge(model)
     assert {name: weight.shape for name, weight in model.state_dict().items()} == layout
-    assert all(isinstance(layer, Conv1D) for layer in base.linear_layers(model).values())
+    assert all(isinstance(layer, Conv1D) for layer in linear_layers(model).values())
     torch.testing.assert_close(model(ids), adapted, atol=1e-5, rtol=1e-5)
 
 

@@ -16,10 +16,11 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instar.adapters.base import frozen, learnt_parts, put_in
+from instar.adapters.base import learnt_parts, put_in
 from instar.adapters.lora import Alpha, PlacedConfig, Rank, Share, added
 from instar.adapters.peft_fields import blocks_of, only, outer_path, targets_of, whole_parts_of
 from instar.adapters.slots import Delta, matrix, sizes
+from instar.adapters.targets import frozen
 from instar.errors import UserError
 from instar.model.transformer import Headed
 

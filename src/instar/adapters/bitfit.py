@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from instar.adapters.base import ALL_LINEAR, AdapterConfig, Targets, frozen, put_in, targeted
+from instar.adapters.base import AdapterConfig, put_in
 from instar.adapters.slots import Delta, matrix, sizes
+from instar.adapters.targets import ALL_LINEAR, Targets, frozen, targeted
 from instar.model.transformer import Headed
 
 

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instar.adapters.base import AdapterConfig, frozen, linear_layers, put_in, targeted
+from instar.adapters.base import AdapterConfig, put_in
 from instar.adapters.slots import Delta, sizes
+from instar.adapters.targets import frozen, linear_layers, targeted
 from instar.model.transformer import Headed
 
 Activation = Literal["relu", "gelu", "silu"]

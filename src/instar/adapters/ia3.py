@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from instar.adapters.base import AdapterConfig, Targets, frozen, learnt_parts, put_in, targeted
+from instar.adapters.base import AdapterConfig, learnt_parts, put_in
 from instar.adapters.peft_fields import outer_path, targets_of, whole_parts_of
 from instar.adapters.slots import Delta, matrix, sizes
+from instar.adapters.targets import Targets, frozen, targeted
 from instar.errors import UserError
 from instar.model.transformer import Headed
 

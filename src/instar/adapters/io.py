@@ -13,12 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from instar.adapters.base import (
-    ALL_LINEAR,
     DEFAULT,
     AdapterConfig,
     activate,
     learnt_parts,
-    linear_layers,
     put_all_in,
     remove,
     slots,
@@ -26,6 +24,7 @@ from instar.adapters.base import (
 from instar.adapters.methods import described, understood
 from instar.adapters.peft_fields import by_pattern, names_of, outer_path
 from instar.adapters.slots import Adapted, Part, Slot, Whole, take
+from instar.adapters.targets import ALL_LINEAR, linear_layers
 from instar.adapters.tokens import TokenSlot
 from instar.errors import UserError
 from instar.files import read_json, write_json

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from instar.adapters.base import ALL_LINEAR, AdapterConfig, Targets, frozen, put_in, targeted
+from instar.adapters.base import AdapterConfig, put_in
 from instar.adapters.peft_fields import (
     blocks_of,
     by_pattern,
@@ -27,6 +27,7 @@ from instar.adapters.peft_fields import (
 )
 from instar.adapters.principal import principal
 from instar.adapters.slots import Delta, matrix, plain, sizes
+from instar.adapters.targets import ALL_LINEAR, Targets, frozen, targeted
 from instar.adapters.tokens import put_rows_in
 from instar.errors import UserError
 from instar.model.sharding import whole

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from instar.adapters.base import linear_layers
 from instar.adapters.packed import Packed
 from instar.adapters.slots import Adapted, matrix
+from instar.adapters.targets import linear_layers
 from instar.model.gpt2 import Conv1D
 from instar.model.layers import product_dtype
 from instar.model.transformer import Headed
