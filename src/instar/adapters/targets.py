@@ -24,14 +24,14 @@ Targets = list[str] | str
 """Layers by the end of their names (a list), by a regular expression, or ``all-linear``."""
 
 
+LINEAR = (nn.Linear, Conv1D, Packed, Adapted)
+"""What counts as a linear layer."""
+
+
 def frozen(model: Headed, path: str) -> nn.Module:
     """The layer of the base at a path, whatever sits around it."""
     layer = model.get_submodule(path)
     return layer.base if isinstance(layer, (Adapted, Whole)) else layer
-
-
-LINEAR = (nn.Linear, Conv1D, Packed, Adapted)
-"""What counts as a linear layer."""
 
 
 def linear_layers(model: Headed) -> dict[str, nn.Module]:
