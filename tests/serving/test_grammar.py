@@ -97,6 +97,38 @@ def test_the_end_comes_late_but_not_too_late(vocabulary: Vocabulary, tokenizer: 
         assert max(lengths) > limit / 2, "it is not closed for fear"
 
 
+def test_many_replies_look_ahead_to_the_end_once(
+    vocabulary: Vocabulary, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = list[object]()
+    mask = Vocabulary.mask
+
+    def counted(self: Vocabulary, matcher: object) -> Any:
+        masks.append(matcher)
+        return mask(self, matcher)
+
+    monkeypatch.setattr(Vocabulary, "mask", counted)
+    schema = {"type": "array", "minItems": 40, "items": {"type": "integer"}}
+    first = vocabulary.json_schema(schema, 600)
+    assert len(masks) > 80
+    del masks[:]
+    replies = [first.fork(limit) for limit in (600, 500, 300)]
+    for reply in replies:
+        reply.allowed()
+    assert len(masks) == 3
+    for seed, reply in enumerate(replies):
+        jsonschema.validate(json.loads(written(reply, tokenizer, 600, seed)), schema)
+
+
+def test_looking_ahead_takes_its_time_too(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("instar.serving.grammar.MOST_S", 0.01)
+    schema = {"type": "array", "minItems": 9_000, "items": {"type": "integer"}}
+    with pytest.raises(UserError, match="too long"):
+        vocabulary.json_schema(schema, 20_000)
+
+
 def test_properties_are_not_made_up(vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     for seed in range(20):

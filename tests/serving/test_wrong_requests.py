@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from instar.serving.grammar import Vocabulary
+
 HELLO = [{"role": "user", "content": "hi there"}]
 
 
@@ -301,6 +303,24 @@ def test_a_grammar_that_takes_too_long_is_given_up(
         last = ask(server, response_format=pattern, stream=True).text.split("\n\n")[-3]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "invalid_value"
         assert ask(server).status_code == 200
+
+
+def test_the_engines_do_not_wait_while_somebody_looks_for_the_end_of_a_form(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = list[str]()
+    mask = Vocabulary.mask
+
+    def noted(self: Vocabulary, matcher: object) -> Any:
+        names.append(threading.current_thread().name)
+        return mask(self, matcher)
+
+    monkeypatch.setattr(Vocabulary, "mask", noted)
+    schema = {"type": "array", "minItems": 50, "items": {"type": "integer"}}
+    form = {"type": "json_schema", "json_schema": {"schema": schema}}
+    body = {"model": "wide", "response_format": form, "n": 4, "max_tokens": 1}
+    assert ask(server, **body).status_code == 200
+    assert names.count("engines") == 4, "one token of each reply"
 
 
 def test_a_fault_of_ours_is_told_and_counted(

@@ -15,9 +15,9 @@ from starlette.types import Receive
 
 from instar.errors import UserError
 from instar.generation import Sampling, Stopping
-from instar.generation.request import Constraint
 from instar.generation.request import Request as Wish
 from instar.serving.errors import ApiError, ErrorReply
+from instar.serving.grammar import Grammar
 from instar.serving.metrics import Metrics
 from instar.serving.openai_types import AnyObject, OfRegex, OfSchema, Sampled, biases, given
 from instar.serving.safety import Filter
@@ -157,13 +157,13 @@ def stopping_of(
 
 def constraint_of(
     response_format: object, model: Served, limit: int, call: Mapping[str, Any] | None = None
-) -> Constraint | None:
+) -> Grammar | None:
     """A fresh constraint; raises ``UserError`` where the grammar cannot be used.
 
     Args:
         response_format: The request's.
         model: Whose tokens are constrained.
-        limit: Tokens that the reply has room for.
+        limit: The most tokens that a reply to the request has room for.
         call: The schema of a call that the reply must be.
     """
     if call is not None:
@@ -182,10 +182,11 @@ def wishes(
     model: Served,
     request: Sampled,
     prompts: Sequence[tuple[Sequence[int], Stopping]],
-    constrain: Callable[[int], Constraint | None],
+    constrain: Callable[[int], Grammar | None],
     top_logprobs: int,
 ) -> list[Wish]:
     """What the engine is asked: ``n`` replies to every prompt, those of one prompt together."""
+    grammar = constrain(max(stopping.max_new_tokens for _, stopping in prompts))
     seed = secrets.randbits(62) if request.seed is None else request.seed % (1 << 63)
     sampling = sampling_of(request, model)
     deadline_s = time.perf_counter() + server.bounds.timeout_s
@@ -196,7 +197,7 @@ def wishes(
             stopping,
             (seed, number, sample),
             top_logprobs,
-            constrain(stopping.max_new_tokens),
+            grammar and grammar.fork(stopping.max_new_tokens),
             model.adapter,
             deadline_s,
         )

@@ -6,6 +6,7 @@ the tokens run out, the reply is closed by the shortest way, so that it is whole
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import time
@@ -40,8 +41,11 @@ MOST_CHARACTERS = 65_536
 """The longest schema or expression."""
 
 MOST_S = 1.0
-"""Seconds of a processor that one reply's grammar may take, since everyone waits for it. Most take
-less than a millisecond a token; one that is ambiguous may take more with every token."""
+"""Seconds of a processor that one reply's grammar may take, since everyone waits for it."""
+
+TOKEN_S = 1e-3
+"""Seconds that it may take besides for each token. Most take less; one that is ambiguous may take
+more with every token."""
 
 KEPT_BYTES = 64 << 20
 """Memory for compiled grammars that may be asked for again."""
@@ -101,12 +105,13 @@ class Vocabulary:
         return np.unpackbits(bits.view(np.uint8), bitorder="little")[: self.size].astype(bool)
 
     def closest(self, mask: np.ndarray) -> int:
-        """The allowed token that leads to the end of a JSON text soonest."""
+        """The token that leads to the end of a JSON text soonest, of the allowed; one must be."""
         quote, *brackets = self._marks
         # Both brackets may follow within a string only, and there they close nothing.
         if mask[quote] and mask[brackets].all():
             return quote
-        return int(np.where(mask, self._rank, np.iinfo(np.int64).max).argmin())
+        allowed = mask.nonzero()[0]
+        return int(allowed[self._rank[allowed].argmin()])
 
     def json_schema(self, schema: Any, limit: int) -> Grammar:
         """Only what a schema accepts.
@@ -116,7 +121,8 @@ class Vocabulary:
             limit: Tokens that the reply has room for.
 
         Raises:
-            UserError: The schema is not one, or says what the grammars cannot hold to.
+            UserError: The schema is not one, says what the grammars cannot hold to, or takes too
+                long.
         """
         return self._begin(self._compile(self._from_schema(schema)), limit, jump(schema))
 
@@ -153,11 +159,17 @@ class Vocabulary:
         if not self.mask(matcher).any():
             raise UserError("nothing can satisfy the grammar", "Change the schema or expression.")
         margin = None if longest_jump is None else longest_jump + SLACK
-        return Grammar(self, matcher, limit, margin)
+        grammar = Grammar(self, matcher, limit, margin)
+        if margin is not None:
+            grammar.look_ahead()
+        return grammar
 
 
 class Grammar:
     """One reply's constraint, as the engine asks for it.
+
+    To see from the beginning how far away the end is takes the longest, and the engine's thread
+    has no time for that: it is done once, by ``look_ahead``, and shared by every ``fork``.
 
     Args:
         vocabulary: The tokenizer's.
@@ -172,25 +184,31 @@ class Grammar:
     ) -> None:
         self._vocabulary, self._matcher = vocabulary, matcher
         self._left, self._margin = limit, margin
-        self._check_at = limit
+        self._steps, self._check_at = 0, -1
         self._closing = False
         self._last: int | None = None
-        self._spent_s = 0.0
+        self._left_s = MOST_S
+
+    def fork(self, limit: int) -> Grammar:
+        """The same constraint for one more reply, as long as nothing is written.
+
+        Args:
+            limit: Tokens that this reply has room for: at most as many as ours has.
+        """
+        other = copy.copy(self)
+        other._matcher, other._left = self._matcher.fork(), limit
+        other._plan()
+        return other
 
     def allowed(self) -> Tensor:
         """Which tokens may come next, ``(V,)``; raises ``UserError`` where that takes too long."""
         begun_s = time.thread_time()
         mask = self._mask(self._matcher, self._last)
-        self._spent_s += time.thread_time() - begun_s
-        if self._spent_s > MOST_S:
-            raise UserError(
-                "it takes too long to find out which tokens fit the schema or expression",
-                "Simplify it: repetitions within repetitions are the usual cause.",
-            )
+        self._spend(begun_s)
         if not mask.any():  # a dead end, which a schema without any solution can lead to
             mask[self._vocabulary.stops] = True
-        if self._margin is not None and not self._closing and self._left <= self._check_at:
-            self._look_ahead(self._margin)
+        if not self._closing and self._left <= self._check_at:
+            self.look_ahead()
         if self._closing:
             token = self._vocabulary.closest(mask)
             mask[:] = False
@@ -200,6 +218,7 @@ class Grammar:
     def accept(self, token: int) -> None:
         """Told what was drawn."""
         self._left -= 1
+        self._left_s += TOKEN_S
         self._last = token
         self._matcher.accept_token(token)
 
@@ -215,22 +234,44 @@ class Grammar:
         mask &= known.whole if last is None or not known.ends_in_ed[last] else known.after_ed
         return mask if self._margin is None else mask & known.no_controls
 
-    def _look_ahead(self, margin: int) -> None:
-        """See whether the end must begin now, or else when to look again."""
-        spare = self._left - self._steps_to_end() - margin
+    def look_ahead(self) -> None:
+        """See whether the end must begin now, or else when to look again.
+
+        Raises:
+            UserError: That takes too long.
+        """
+        self._steps = self._steps_to_end()
+        self._plan()
+
+    def _plan(self) -> None:
+        """Decide by the steps to the end that were found last."""
+        if self._margin is None:
+            return
+        spare = self._left - self._steps - self._margin
         self._closing = spare <= 0
-        self._check_at = self._left - max(1, spare // (1 + margin))
+        self._check_at = self._left - max(1, spare // (1 + self._margin))
 
     def _steps_to_end(self) -> int:
         """Tokens of the shortest end that is known, the stop token included."""
         matcher, token = self._matcher.fork(), self._last
         for steps in range(1, self._left + 1):
+            begun_s = time.thread_time()
             mask = self._mask(matcher, token)
-            token = self._vocabulary.closest(mask)
-            if not mask[token] or token in self._vocabulary.stops:
+            token = self._vocabulary.closest(mask) if mask.any() else None
+            self._spend(begun_s)
+            if token is None or token in self._vocabulary.stops:
                 return steps
             matcher.accept_token(token)
         return self._left
+
+    def _spend(self, begun_s: float) -> None:
+        """Count the processor's time since then; raises ``UserError`` where it was too much."""
+        self._left_s -= time.thread_time() - begun_s
+        if self._left_s < 0:
+            raise UserError(
+                "it takes too long to find out which tokens fit the schema or expression",
+                "Simplify it: repetitions within repetitions are the usual cause.",
+            )
 
 
 class _Explained:
