@@ -164,12 +164,21 @@ def test_rate(serving: Callable[..., Any]) -> None:
         assert 1 <= int(answers[-1].headers["Retry-After"]) <= 20
 
 
-def test_a_full_queue(serving: Callable[..., Any]) -> None:
+def test_a_full_queue(serving: Callable[..., Any], waiting: Callable[..., None]) -> None:
     with serving(most_open=3) as server:
-        answer = ask(server, n=4)
-        assert error_of(answer, 429)["code"] == "queue_full"
-        assert int(answer.headers["Retry-After"]) >= 1
+        with connection(server, n=2, **ENDLESS):
+            waiting(lambda: server.state.worker.open == 2)
+            answer = ask(server, n=2)
+            assert error_of(answer, 429)["code"] == "queue_full"
+            assert int(answer.headers["Retry-After"]) >= 1
+        waiting(lambda: server.state.worker.open == 0)
         assert ask(server, n=3).status_code == 200, "what was refused counts no more"
+
+
+def test_more_replies_than_ever_have_room(serving: Callable[..., Any]) -> None:
+    with serving(most_open=3) as server:
+        error = error_of(ask(server, n=4), 400)
+        assert error["code"] == "too_many" and "4 replies" in error["message"]
 
 
 def test_cors_is_off_unless_asked_for(serving: Callable[..., Any]) -> None:

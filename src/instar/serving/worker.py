@@ -161,9 +161,12 @@ class Worker:
                 rather than each reply at its end.
 
         Raises:
-            ApiError: Too many replies are open.
+            ApiError: Too many replies are open, or more are asked for than ever may be.
             UserError: The engine refuses a request.
         """
+        if len(requests) > self.most_open:
+            message = f"{len(requests)} replies are asked for, and the server has room for"
+            raise ApiError(400, f"{message} {self.most_open}. Ask for fewer.", "too_many")
         if self.open + len(requests) > self.most_open:
             wait_s = self._usual_s * max(1.0, self.open / self.most_open)
             raise later("the server is busy. Ask again later.", "queue_full", wait_s)
