@@ -131,6 +131,19 @@ def test_weights_that_change_in_place_are_taken_over(tokenizer: Tokenizer, preci
     assert after.logprobs != before[0].logprobs
 
 
+def test_weights_whose_copying_was_broken_off_are_copied_again(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    def broken_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    engine = Engine(model_of(tokenizer, {}), tokenizer)
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr("instar.generation.reading.fast_forward", broken_off)
+        engine.prepare()
+    assert len(engine.generate([[7, 8, 9]], GREEDY, STOPPING)[0].ids) == 10
+
+
 def test_each_request_may_have_an_adapter_of_its_own(tokenizer: Tokenizer):
     model = model_of(tokenizer, {})
     plain = Engine(model, tokenizer).generate([[7, 8, 9]], GREEDY, STOPPING)

@@ -111,12 +111,13 @@ class LeanReader:
 
     def refresh(self) -> bool:
         """Copy the weights again if they have changed."""
-        before, self._signature = self._signature, signature(self.model)
-        changed = before != self._signature
-        if changed:
-            self._forward = None  # first, so that there are never two copies
-            self._forward = fast_forward(self.model, self.format)
-        return changed
+        now = signature(self.model)
+        if self._forward is not None and now == self._signature:
+            return False
+        self._forward = None  # first, so that there are never two copies
+        self._forward = fast_forward(self.model, self.format)
+        self._signature = now  # last: what Ctrl-C breaks off is begun anew
+        return True
 
     def read(self, ids: Tensor, view: View, last: Tensor, adapters: Sequence[str | None]) -> Tensor:
         """As ``Reader`` says."""
