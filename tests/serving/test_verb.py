@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -143,3 +144,9 @@ def test_keys_come_from_the_environment_too(
     assert not capsys.readouterr().err
     Options(models=("m",), host="0.0.0.0").rules()
     assert "--api-key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, math.inf, math.nan])
+def test_time_without_end_is_no_time(timeout: float) -> None:
+    with pytest.raises(UserError, match="--timeout is"):
+        Options(models=("m",), timeout=timeout).rules()

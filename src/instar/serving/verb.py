@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import re
 import signal
@@ -99,9 +100,10 @@ class Options:
         from instar.serving.asking import Bounds
 
         for name in ("queue", "max_tokens", "most_tokens", "timeout", "body_bytes"):
-            if getattr(self, name) <= 0:
-                value = getattr(self, name)
-                raise UserError(f"--{name.replace('_', '-')} is {value}", "Choose more than 0.")
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                option = name.replace("_", "-")
+                raise UserError(f"--{option} is {value}", "Choose a number above 0.")
         for name in ("rate", "threads"):
             if getattr(self, name) < 0:
                 value = getattr(self, name)
