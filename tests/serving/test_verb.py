@@ -146,6 +146,17 @@ def test_keys_come_from_the_environment_too(
     assert "--api-key" in capsys.readouterr().err
 
 
+def test_a_key_that_is_empty_does_not_open_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    for told in ("", " ", ",", "a,,b", ",a"):
+        monkeypatch.setenv("INSTAR_API_KEYS", told)
+        with pytest.raises(UserError, match="INSTAR_API_KEYS is empty"):
+            Options(models=("m",), api_key=("b",)).rules()
+    monkeypatch.delenv("INSTAR_API_KEYS")
+    for keys in (("",), ("a", " ")):
+        with pytest.raises(UserError, match="--api-key is empty"):
+            Options(models=("m",), api_key=keys).rules()
+
+
 @pytest.mark.parametrize("timeout", [0.0, -1.0, math.inf, math.nan])
 def test_time_without_end_is_no_time(timeout: float) -> None:
     with pytest.raises(UserError, match="--timeout is"):

@@ -110,10 +110,8 @@ class Options:
                 raise UserError(f"--{name} is {value}", "Choose 0 or more; the help tells of 0.")
         if not 0 <= self.port < 65536:
             raise UserError(f"--port is {self.port}", "Choose one from 0 to 65535.")
-        found = [*self.api_key, *os.environ.get(KEYS, "").split(",")]
-        keys = [key.strip() for key in found if key.strip()]
-        local = self.host in ("127.0.0.1", "localhost", "::1")
-        if not local and not keys:
+        keys = self.keys()
+        if not self.local and not keys:
             print(
                 f"instar: warning: everybody who reaches {self.host} can use these models. "
                 "--api-key KEY keeps strangers out.",
@@ -124,8 +122,27 @@ class Options:
             if not HOST.fullmatch(name):
                 remedy = "Give the host alone, such as host.docker.internal."
                 raise UserError(f"--name is {name!r}", remedy)
-        hosts = (*LOOPBACK, *map(str.lower, self.name)) if local else ()
+        hosts = (*LOOPBACK, *map(str.lower, self.name)) if self.local else ()
         return Rules(keys, self.cors, hosts, self.rate, self.body_bytes, self.queue, bounds)
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.host in ("127.0.0.1", "localhost", "::1")
+
+    def keys(self) -> list[str]:
+        """The keys of the command line and of the environment.
+
+        Raises:
+            UserError: One is empty, as it is where a variable is not set: that must not open the
+                server to everybody.
+        """
+        told = os.environ.get(KEYS)
+        listed = [] if told is None else told.strip().removesuffix(",").split(",")
+        for source, found in (("--api-key", self.api_key), (KEYS, listed)):
+            if not all(key.strip() for key in found):
+                raise UserError(f"a key of {source} is empty", "Give it a key, or leave it out.")
+        return [key.strip() for key in (*self.api_key, *listed)]
 
 
 def main(argv: list[str]) -> int:
