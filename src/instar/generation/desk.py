@@ -12,6 +12,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
+from instar.errors import UserError
 from instar.generation.choosing import choose
 from instar.generation.reading import Reader
 from instar.generation.reply import Reply
@@ -51,6 +52,8 @@ class Desk:
             like them.
         patience: Places that are gathered before waiting requests are admitted: few long reads
             are faster than many short ones.
+        cache_bytes: The most memory for keys and values, if there is a limit. A request is then
+            admitted once there is room for all that it and everyone at work may come to need.
     """
 
     def __init__(
@@ -65,10 +68,12 @@ class Desk:
         budget: int | None = None,
         retains: bool = False,
         patience: int = 1,
+        cache_bytes: int | None = None,
     ) -> None:
         self.reader, self.context, self.known, self.device = reader, context, known, device
         self.rows, self.budget, self.retains, self.patience = rows, budget, retains, patience
-        self.slots = Slots(config, rows, reader.dtype, device, reader.masks)
+        self.bounded = cache_bytes is not None
+        self.slots = Slots(config, rows, reader.dtype, device, reader.masks, cache_bytes)
         self.waiting: deque[Reply] = deque()
         self.jobs: list[Job] = []
         self.columns = 0
@@ -79,9 +84,21 @@ class Desk:
         """Nothing waits, nothing is at work."""
         return not self.waiting and not self.jobs
 
+    def take(self, reply: Reply) -> None:
+        """Let a reply wait; raises ``UserError`` where it may need more memory than there is."""
+        if not self.slots.fits(1, reply.columns):
+            raise UserError(
+                f"prompt and reply may come to {reply.columns + 1} tokens, for whose keys and"
+                " values there is no memory",
+                "Shorten the prompt, or allow fewer tokens.",
+            )
+        self.waiting.append(reply)
+
     def step(self) -> None:
         """Admit, read, and one token for everyone who is ready."""
         self._clear()
+        if not self.jobs:
+            self.slots.rest()
         self._admit()
         ready = [not job.follows and self._unread(row) == 0 for row, job in enumerate(self.jobs)]
         self._read_prompts()
@@ -119,7 +136,7 @@ class Desk:
         self.jobs.pop()
 
     def _admit(self) -> None:
-        """Give waiting requests the free rows, in their order."""
+        """Give waiting requests the free rows, in their order: nobody overtakes a long one."""
         free = self.rows - len(self.jobs)
         if not self.waiting or (self.jobs and free < min(self.patience, len(self.waiting))):
             return
@@ -131,7 +148,7 @@ class Desk:
             for row, job in enumerate(self.jobs)
             if not job.follows and self._unread(row)
         }
-        while self.waiting and len(self.jobs) < self.rows and len(later) < self.rows:
+        while self.waiting and len(later) < self.rows and self._has_room(self.waiting[0]):
             job = Job(self.waiting.popleft())
             leader = leaders.setdefault((job.adapter, tuple(job.prompt)), job)
             if leader is not job:
@@ -146,6 +163,15 @@ class Desk:
             else:
                 self._seat(job, row, shared)
         self.waiting.extendleft(reversed(later))
+
+    def _has_room(self, reply: Reply) -> bool:
+        """Whether one more may come to work."""
+        rows = len(self.jobs) + 1
+        return rows <= self.rows and self.slots.fits(rows, self._needed(reply))
+
+    def _needed(self, reply: Reply) -> int:
+        """Columns that a newcomer and everyone at work may come to need."""
+        return max([reply.columns, *(job.reply.columns for job in self.jobs)])
 
     def _soon(self, job: Job) -> int:
         """Tokens that a request can take over if it waits for what others are reading now."""
@@ -162,11 +188,13 @@ class Desk:
     def _seat(self, job: Job, source: int, shared: int) -> None:
         """Give a request the first free row, which begins with what another row has in common."""
         slots, row = self.slots, len(self.jobs)
-        wanted = min(self.rows, row + 1 + len(self.waiting))
-        slots.reserve(wanted, max(self.columns, len(job.prompt)))
         if source >= row:  # nobody works there: take it as it is
             slots.swap(source, row)
-        elif self.retains and slots.tokens[row]:
+        # Without a limit, nobody knows yet whether a reply will be as long as it may.
+        columns = self._needed(job.reply) if self.bounded else len(job.prompt)
+        hoped = min(self.rows, row + 1 + len(self.waiting))
+        slots.reserve(row + 1, max(self.columns, columns), hoped)
+        if source < row and self.retains and slots.tokens[row]:
             empty = (r for r in range(row + 1, slots.rows) if not slots.tokens[r])
             slots.swap(row, next(empty, row))
         if 0 <= source < row:
@@ -186,8 +214,10 @@ class Desk:
             fair = max(self._unread(rows[0]), self.budget // len(rows))
             width = min(max(self._unread(row) for row in rows), fair, self.budget)
             rows = rows[: max(1, self.budget // width)]
-        # Padding, too, has a position, and behind the context there are none.
-        width = min(width, self.context - max(len(self.slots.tokens[row]) for row in rows))
+        # Padding, too, has a position, and behind the context there are none; nor may it need
+        # memory that nobody has reckoned with.
+        edge = min(self.context, self.slots.columns) if self.bounded else self.context
+        width = min(width, edge - max(len(self.slots.tokens[row]) for row in rows))
         parts = []
         for row in rows:
             done = len(self.slots.tokens[row])

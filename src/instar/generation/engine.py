@@ -52,9 +52,11 @@ class Engine:
             to eight bits and takes the fewest bytes. A model that is more than a plain decoder
             (adapters, experts, windows, GPT-2) runs as it is.
         slots: The most replies that ``step`` writes side by side.
+        cache_bytes: The most memory for their keys and values; without a limit by default. Fewer
+            replies are written side by side where they are long, the others wait.
 
     Raises:
-        UserError: ``precision`` is none of these, or ``slots`` is out of range.
+        UserError: ``precision`` is none of these, or a number is out of range.
     """
 
     def __init__(
@@ -64,15 +66,17 @@ class Engine:
         *,
         precision: Precision = "float32",
         slots: int = 64,
+        cache_bytes: int | None = None,
     ) -> None:
-        if slots < 1:
-            raise UserError(f"slots is {slots}", "Choose 1 or more.")
+        for name, value in (("slots", slots), ("cache_bytes", cache_bytes)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}", "Choose 1 or more.")
         if precision not in get_args(Precision):
             allowed = ", ".join(get_args(Precision))
             raise UserError(f"precision is {precision!r}", f"Choose one of {allowed}.")
         self.model = model
         self.tokenizer = tokenizer
-        self.slots = slots
+        self.slots, self.cache_bytes = slots, cache_bytes
         self.precision: Precision = precision
         self._reader: Reader | None = None
         self._desk: Desk | None = None
@@ -102,16 +106,19 @@ class Engine:
         """Queue a request; ``step`` answers it.
 
         Raises:
-            UserError: Its prompt is empty or longer than the context, it asks for an adapter that
-                is not loaded, or one of its numbers is out of range.
+            UserError: Its prompt is empty or longer than the context, prompt and reply may become
+                longer than there is memory for, it asks for an adapter that is not loaded, or one
+                of its numbers is out of range.
         """
         reply = self._open(request)
         if self._desk is None or self._desk.idle:
             self._look()
             if self._desk is None or self._desk.reader is not self._reader:
-                self._desk = self._new_desk(self.slots, budget=BUDGET, retains=True)
+                self._desk = self._new_desk(
+                    self.slots, budget=BUDGET, retains=True, cache_bytes=self.cache_bytes
+                )
         if not reply.finish:
-            self._desk.waiting.append(reply)
+            self._desk.take(reply)
         return reply
 
     def step(self) -> None:
@@ -192,9 +199,7 @@ class Engine:
         rows = max(1, min(batch_size, len(waiting)))
         desk = self._new_desk(rows, patience=max(1, rows // 8))
         desk.waiting.extend(waiting)
-        # The last token is drawn but never read, hence one column less.
-        needed = [len(reply.request.prompt) + reply.limit - 1 for reply in waiting]
-        desk.columns = max(needed, default=0)
+        desk.columns = max((reply.columns for reply in waiting), default=0)
         done = 0
         while not desk.idle:
             desk.step()
@@ -248,7 +253,12 @@ class Engine:
             self._reader = LeanReader(self.model, format_of(self.precision, device))
 
     def _new_desk(
-        self, rows: int, budget: int | None = None, retains: bool = False, patience: int = 1
+        self,
+        rows: int,
+        budget: int | None = None,
+        retains: bool = False,
+        patience: int = 1,
+        cache_bytes: int | None = None,
     ) -> Desk:
         assert self._reader is not None
         return Desk(
@@ -261,6 +271,7 @@ class Engine:
             budget=budget,
             retains=retains,
             patience=patience,
+            cache_bytes=cache_bytes,
         )
 
     def _open(self, request: Request) -> Reply:

@@ -76,6 +76,11 @@ class Reply:
             self._uniforms = generator.random(self.limit, dtype=np.float32)
         return float(self._uniforms[len(self.ids)])
 
+    @property
+    def columns(self) -> int:
+        """Columns of the cache that it may come to need: its last token is never read."""
+        return len(self.request.prompt) + self.limit - 1
+
     def add(
         self, token: int, logprob: float, likeliest: list[tuple[int, float]] | None = None
     ) -> None:

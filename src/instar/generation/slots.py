@@ -35,6 +35,8 @@ class Slots:
         device: Where they lie.
         zeroed: Whether what nobody has written is zero. Where columns out of sight are masked,
             they take part in a product with weight zero, and have to be numbers.
+        most_bytes: The most memory that they may take, if there is a limit. While they move to a
+            store of another shape, the former one exists besides.
 
     Attributes:
         tokens: What each row holds; its length is theirs.
@@ -48,8 +50,10 @@ class Slots:
         dtype: torch.dtype,
         device: torch.device,
         zeroed: bool = True,
+        most_bytes: int | None = None,
     ) -> None:
         self.config, self.most_rows, self.zeroed = config, most_rows, zeroed
+        self.most_bytes = most_bytes
         self.shape = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
         self.store = self._empty(0, 0, dtype, device)
         self.tokens: list[list[int]] = []
@@ -80,21 +84,56 @@ class Slots:
         """How many columns there are by now."""
         return self.store.shape[4]
 
-    def reserve(self, rows: int, columns: int) -> None:
-        """Make room; what is there stays. Sizes at least double, so that this is rare."""
+    @property
+    def column_bytes(self) -> int:
+        """Bytes of one column of one row."""
+        layers, heads, width = self.shape
+        return layers * 2 * heads * width * self.store.element_size()
+
+    def fits(self, rows: int, columns: int) -> bool:
+        """Whether the memory is enough for so many."""
+        needed = rows * rounded(columns) * self.column_bytes
+        return self.most_bytes is None or needed <= self.most_bytes
+
+    def reserve(self, rows: int, columns: int, hoped: int = 0) -> None:
+        """Make room; what is there stays, as far as the memory allows.
+
+        Sizes at least double where they can, so that this is rare. Where they cannot, rows behind
+        the first ones are given up, and what remains of those may be cut.
+
+        Args:
+            rows: How many rows must be there, the first ones.
+            columns: How many columns they must have, and those at work may use; so many must fit.
+            hoped: How many rows would be good to have.
+        """
         if rows <= self.rows and columns <= self.columns:
             return
-        if rows > self.rows:
-            rows = max(rows, min(2 * self.rows, self.most_rows))
-        if columns > self.columns:
+        tall, wide = self.rows, self.columns
+        if rows > tall:
+            tall = max(rows, hoped, min(2 * tall, self.most_rows))
+        if columns > wide:
             most = rounded(self.config.max_position_embeddings)
-            columns = rounded(max(columns, min(2 * self.columns, most)))
-        rows, columns = max(rows, self.rows), max(columns, self.columns)
-        grown = self._empty(rows, columns, self.store.dtype, self.store.device)
-        grown[:, :, : self.rows, :, : self.columns] = self.store
-        self.store = grown
-        self.tokens += [[] for _ in range(rows - len(self.tokens))]
-        self.owners += [None] * (rows - len(self.owners))
+            wide = rounded(max(columns, min(2 * wide, most)))
+        if self.most_bytes is not None and not self.fits(tall, wide):
+            wide = rounded(columns)
+            tall = max(rows, min(tall, self.most_bytes // (wide * self.column_bytes)))
+        self._resize(tall, wide)
+
+    def rest(self) -> None:
+        """Nobody is at work: what is beyond half of the memory is given back."""
+        row_bytes = self.columns * self.column_bytes
+        if self.most_bytes is not None and 2 * self.rows * row_bytes > self.most_bytes:
+            self._resize(self.most_bytes // (2 * row_bytes), self.columns)
+
+    def _resize(self, rows: int, columns: int) -> None:
+        """So many rows and columns, with what they have room for of what was there."""
+        tall, wide = min(rows, self.rows), min(columns, self.columns)
+        resized = self._empty(rows, columns, self.store.dtype, self.store.device)
+        resized[:, :, :tall, :, :wide] = self.store[:, :, :tall, :, :wide]
+        self.store = resized
+        self.tokens = [tokens[:wide] for tokens in self.tokens[:tall]]
+        self.tokens += [[] for _ in range(rows - tall)]
+        self.owners = self.owners[:tall] + [None] * (rows - tall)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Give one row the first columns of another."""

@@ -1,0 +1,124 @@
+"""Keys and values within a limit: long and short requests all get their turn, and their replies."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from instar.errors import UserError
+from instar.generation import GREEDY, Engine, Reply, Request, Sampling, Stopping, native
+from instar.model import CausalLM, ModelConfig
+from instar.model.transformer import initialize
+from instar.tokenizer.hf import Tokenizer
+
+CONTEXT = 512
+COLUMN = 2 * 2 * 2 * 8 * 4
+"""Bytes of a column: layers, keys and values, heads, their width, float32."""
+BUDGET = 2 * CONTEXT * COLUMN
+"""Two rows of the whole context, or sixteen of 64 columns."""
+
+
+@pytest.fixture(autouse=True, params=["compiled", "plain"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """All of this holds for both ways to compute it."""
+    if request.param == "plain":
+        monkeypatch.setattr(native, "library", lambda: None)
+
+
+@pytest.fixture
+def opened(tokenizer: Tokenizer) -> Callable[..., Engine]:
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.2,
+    )
+    model = CausalLM(config)
+    initialize(model, config, torch.Generator().manual_seed(0))
+    return lambda **options: Engine(model, tokenizer, **options)
+
+
+def asked(rng: random.Random, prompt: int, reply: int, number: int = 0) -> Request:
+    ids = [rng.randrange(6, 262) for _ in range(prompt)]
+    return Request(ids, Sampling(), Stopping(frozenset(), max_new_tokens=reply), (5, number, 0))
+
+
+def stored(engine: Engine) -> int:
+    """Bytes that keys and values take."""
+    assert engine._desk is not None
+    store = engine._desk.slots.store
+    return store.numel() * store.element_size()
+
+
+def answered(engine: Engine, requests: list[Request], every: int = 0) -> list[list[int]]:
+    """Replies to requests of which ``every`` so many join at a step; all at once by default."""
+    waiting, replies = list(requests), list[Reply]()
+    while waiting or not engine.idle:
+        for request in waiting[: every or len(waiting)]:
+            replies.append(engine.submit(request))
+        del waiting[: every or len(waiting)]
+        engine.step()
+        assert engine._desk is not None
+        assert engine.cache_bytes is None or stored(engine) <= engine.cache_bytes
+        late = list(engine._desk.waiting)
+        assert late == replies[len(replies) - len(late) :], "nobody overtakes another"
+    assert all(reply.finish == "length" for reply in replies)
+    return [reply.ids for reply in replies]
+
+
+def test_a_long_request_among_short_ones(opened: Callable[..., Engine]):
+    rng = random.Random(1)
+    requests = [asked(rng, rng.randint(1, 40), 20, i) for i in range(24)]
+    requests[6:6] = [asked(rng, 440, 40, 100)]
+    requests[20:20] = [asked(rng, 300, 200, 101)]
+    engine, free = opened(slots=12, cache_bytes=BUDGET), opened(slots=12)
+    for every in (0, 1, 3):
+        assert answered(engine, requests, every) == answered(free, requests, every)
+    assert stored(free) > BUDGET
+
+
+def test_what_was_read_is_taken_over_as_far_as_it_is_kept(opened: Callable[..., Engine]):
+    rng = random.Random(2)
+    beginnings = [asked(rng, n, 1).prompt for n in (40, 90, 200, 330)]
+    engine, free = opened(slots=8, cache_bytes=BUDGET), opened(slots=8)
+    for number in range(4):
+        requests = list[Request]()
+        for i in range(20):
+            tail = asked(rng, rng.randint(1, 60), rng.randint(1, 60), 20 * number + i)
+            prompt = [*rng.choice(beginnings), *tail.prompt]
+            requests += [Request(prompt, GREEDY, tail.stopping)] * rng.choice((1, 1, 3))
+        replies = [engine.submit(request) for request in requests]
+        expected = [free.submit(request) for request in requests]
+        while not (engine.idle and free.idle):
+            engine.step()
+            free.step()
+            assert stored(engine) <= BUDGET
+        assert [reply.ids for reply in replies] == [reply.ids for reply in expected]
+
+
+def test_memory_is_given_back_when_nobody_is_at_work(opened: Callable[..., Engine]):
+    rng = random.Random(3)
+    engine = opened(slots=8, cache_bytes=BUDGET)
+    long = [asked(rng, 400, 50, i) for i in range(2)]
+    expected = answered(engine, long)
+    assert 0 < stored(engine) <= BUDGET // 2
+    assert answered(engine, long) == expected
+
+
+def test_what_may_never_fit_is_refused(opened: Callable[..., Engine]):
+    rng = random.Random(4)
+    engine = opened(cache_bytes=BUDGET // 4)
+    with pytest.raises(UserError, match="may come to 300 tokens"):
+        engine.submit(asked(rng, 200, 100))
+    assert engine.idle
+    assert len(answered(engine, [asked(rng, 200, 50)])[0]) == 50
+    with pytest.raises(UserError, match="cache_bytes is 0"):
+        opened(cache_bytes=0)
