@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from instar.errors import UserError
@@ -112,6 +113,13 @@ def cache_directory() -> Path:
 @functools.cache
 def _for_now() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="instar-")
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All the memory of a device, in use or not: a GPU's own, else the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
 
 
 @functools.cache

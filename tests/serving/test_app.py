@@ -177,6 +177,22 @@ def test_models_can_compute_in_less(runs: Path, running: Callable[..., Any]) -> 
     assert answers(models, running, ["sft"]) != [""]
 
 
+def test_models_have_their_parts_of_the_memory(runs: Path, running: Callable[..., Any]) -> None:
+    row = 64 * 2 * 8 * 4  # columns, keys and values of one layer with one head, its width, float32
+    models = load({"sft": runs / "sft", "rlvr": runs / "rlvr"}, cache_bytes=2 * row)
+    assert [model.engine.cache_bytes for model in models] == [row, row]
+    with running(create_app(models, Rules())) as server:
+
+        def ask(tokens: int) -> httpx.Response:
+            body = {"prompt": "hi there", "max_tokens": tokens, "n": 2}
+            return httpx.post(server.url + "/v1/completions", json=body)
+
+        assert ask(20).status_code == 200
+        refused = ask(100)
+        assert refused.status_code == 400 and "109 tokens" in refused.json()["error"]["message"]
+        assert ask(20).status_code == 200
+
+
 def test_a_rate_is_counted_for_each_sender() -> None:
     rate = Rate(per_minute=2)
     assert [rate.take("a", 0.0), rate.take("a", 0.0), rate.take("b", 0.0)] == [0, 0, 0]

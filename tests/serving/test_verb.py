@@ -17,7 +17,9 @@ import httpx
 import pytest
 import tyro
 
+from instar.distributed import default_device
 from instar.errors import UserError
+from instar.machine import memory_bytes
 from instar.serving.verb import Options, main
 
 BODY = {
@@ -101,6 +103,7 @@ def test_a_port_that_is_taken(runs: Path) -> None:
     "arguments",
     [[], ["{runs}/sft", "--queue", "0"], ["{runs}/sft", "--port", "70000"], ["{runs}/nothing"],
      ["{runs}/sft", "{runs}/sft"], ["{runs}/sft", "--rate", "-1"],
+     ["{runs}/sft", "--cache-gib", "nan"],
      ["{runs}/sft", "--name", "https://my.example"], ["{runs}/sft", "--name", "my.example:80"]],
 )  # fmt: skip
 def test_mistakes_on_the_command_line(runs: Path, arguments: list[str]) -> None:
@@ -144,6 +147,12 @@ def test_keys_come_from_the_environment_too(
     assert not capsys.readouterr().err
     Options(models=("m",), host="0.0.0.0").rules()
     assert "--api-key" in capsys.readouterr().err
+
+
+def test_memory_for_keys_and_values() -> None:
+    memory = memory_bytes(default_device())
+    assert Options(models=("m",)).cache_bytes() == memory // 4
+    assert Options(models=("m",), cache_gib=0.5).cache_bytes() == 2**29
 
 
 def test_a_key_that_is_empty_does_not_open_the_server(monkeypatch: pytest.MonkeyPatch) -> None:

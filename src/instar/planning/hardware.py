@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from instar.errors import UserError
-from instar.machine import product_flops
+from instar.machine import memory_bytes, product_flops
 from instar.training.precision import resolve
 
 GB, TB, TERA = 1e9, 1e12, 1e12
@@ -80,8 +79,7 @@ def this_machine() -> Hardware:
     """The processor that this runs on: its products measured, its memory asked for."""
     device = torch.device("cpu")
     flops = product_flops(resolve("auto", device), device)
-    memory = psutil.virtual_memory().total
-    return Hardware("cpu", flops, memory, 0.0, source="measured")
+    return Hardware("cpu", flops, memory_bytes(device), 0.0, source="measured")
 
 
 def find(text: str) -> Hardware:

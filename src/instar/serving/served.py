@@ -84,12 +84,16 @@ def named(words: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def load(models: dict[str, Path], precision: Precision = "float32") -> list[Served]:
+def load(
+    models: dict[str, Path], precision: Precision = "float32", cache_bytes: int | None = None
+) -> list[Served]:
     """Open every model; adapters of the same base become one engine.
 
     Args:
         models: Names to directories or names on the hub.
         precision: What the engines compute in.
+        cache_bytes: The most memory for keys and values of all engines together, of which each
+            gets an equal part; without a limit by default.
 
     Raises:
         UserError: A directory holds no language model, or an adapter does not fit its base.
@@ -98,13 +102,17 @@ def load(models: dict[str, Path], precision: Precision = "float32") -> list[Serv
     for name, directory in models.items():
         base = plain_directory(directory)
         groups.setdefault((base.resolve(), _own_tokenizer(directory, base)), []).append(name)
+    part = None if cache_bytes is None else max(1, cache_bytes // len(groups))
     served = dict[str, Served]()
     for (base, _), names in groups.items():
-        served |= _opened(base, {name: located(models[name]) for name in names}, precision)
+        places = {name: located(models[name]) for name in names}
+        served |= _opened(base, places, precision, part)
     return [served[name] for name in models]
 
 
-def _opened(base: Path, models: dict[str, Path], precision: Precision) -> dict[str, Served]:
+def _opened(
+    base: Path, models: dict[str, Path], precision: Precision, cache_bytes: int | None
+) -> dict[str, Served]:
     """One engine for a base and its adapters."""
     model = load_causal_lm(base)
     adapters = dict[str, str]()
@@ -121,7 +129,9 @@ def _opened(base: Path, models: dict[str, Path], precision: Precision) -> dict[s
             f" {model.config.vocab_size}",
             "Put the tokenizer that the model was trained with there.",
         )
-    engine = Engine(model.to(default_device()), tokenizer, precision=precision)
+    engine = Engine(
+        model.to(default_device()), tokenizer, precision=precision, cache_bytes=cache_bytes
+    )
     return {
         name: Served(name, directory, engine, adapters.get(name))
         for name, directory in models.items()

@@ -83,6 +83,9 @@ class Options:
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """What the matrices are kept in: auto is bfloat16 where that is faster; int8 is smaller
     still, rounds more, and is the fastest without AVX-512."""
+    cache_gib: float = 0.0
+    """Memory in GiB for the keys and values of what is written, of all models together; 0 is a
+    quarter of the machine's, or of the GPU's. Where replies are long, fewer share it at a time."""
     threads: int = 0
     """Cores that the models compute on; 0 is all of them."""
     body_bytes: int = 4 << 20
@@ -104,10 +107,11 @@ class Options:
             if not 0 < value < math.inf:
                 option = name.replace("_", "-")
                 raise UserError(f"--{option} is {value}", "Choose a number above 0.")
-        for name in ("rate", "threads"):
-            if getattr(self, name) < 0:
-                value = getattr(self, name)
-                raise UserError(f"--{name} is {value}", "Choose 0 or more; the help tells of 0.")
+        for name in ("rate", "threads", "cache_gib"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                option = name.replace("_", "-")
+                raise UserError(f"--{option} is {value}", "Choose 0 or more; the help tells of 0.")
         if not 0 <= self.port < 65536:
             raise UserError(f"--port is {self.port}", "Choose one from 0 to 65535.")
         keys = self.keys()
@@ -129,6 +133,13 @@ class Options:
     def local(self) -> bool:
         """Whether only this machine can reach the server."""
         return self.host in ("127.0.0.1", "localhost", "::1")
+
+    def cache_bytes(self) -> int:
+        """Memory for keys and values."""
+        from instar.distributed import default_device
+        from instar.machine import memory_bytes
+
+        return int(self.cache_gib * 2**30) or memory_bytes(default_device()) // 4
 
     def keys(self) -> list[str]:
         """The keys of the command line and of the environment.
@@ -180,7 +191,7 @@ def main(argv: list[str]) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     sys.setswitchinterval(SWITCH_S)
-    models = load(named(options.models), options.precision)
+    models = load(named(options.models), options.precision, options.cache_bytes())
     for model in models:  # takes a while, for which nobody's stream should stand still
         _ = model.vocabulary
         model.engine.prepare()
