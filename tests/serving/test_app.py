@@ -171,6 +171,24 @@ def test_an_adapter_with_a_tokenizer_of_its_own_has_an_engine_of_its_own(
     assert models[0].engine is not models[1].engine
 
 
+@pytest.mark.parametrize("order", [("adapter", "sft"), ("sft", "adapter")])
+def test_an_adapter_has_its_own_template_and_ends(
+    runs: Path, adapted: Path, order: tuple[str, str]
+) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(runs / "sft" / name, adapted)
+    template = "{% for m in messages %}{{ m.content }}<eos>{% endfor %}"
+    (adapted / "chat_template.jinja").write_text(template, encoding="utf-8")
+    (adapted / "generation_config.json").write_text('{"eos_token_id": [77]}', encoding="utf-8")
+    places = {"sft": runs / "sft", "adapter": adapted}
+    models = {model.name: model for model in load({name: places[name] for name in order})}
+    assert models["sft"].engine is models["adapter"].engine
+    assert models["adapter"].tokenizer.template == template
+    assert 77 in models["adapter"].stops
+    assert models["sft"].tokenizer.template != template
+    assert 77 not in models["sft"].stops
+
+
 def test_models_can_compute_in_less(runs: Path, running: Callable[..., Any]) -> None:
     models = load({"sft": runs / "sft"}, "bfloat16")
     assert models[0].engine.precision == "bfloat16"

@@ -153,9 +153,14 @@ def load_tokenizer(directory: Path, base: Path | None = None) -> Tokenizer:
     Raises:
         UserError: As ``Tokenizer.load`` and ``located`` do.
     """
+    return Tokenizer.load(tokenizer_directory(directory, base))
+
+
+def tokenizer_directory(directory: Path, base: Path | None = None) -> Path:
+    """Where the tokenizer of ``directory`` lies; raises as ``located`` does."""
     directory = located(directory)
     beside = any((directory / name).exists() for name in ("tokenizer.json", "vocab.json"))
-    return Tokenizer.load(directory if beside else plain_directory(directory, base))
+    return directory if beside else plain_directory(directory, base)
 
 
 def load_model(directory: Path, base: Path | None = None) -> CausalLM | ScoreModel:

@@ -10,14 +10,16 @@ from pathlib import Path
 
 from instar.adapters.base import activate
 from instar.adapters.io import is_adapter, load_adapter
-from instar.adapters.opening import load_causal_lm, load_tokenizer, plain_directory
+from instar.adapters.opening import load_causal_lm, plain_directory, tokenizer_directory
 from instar.distributed import default_device
 from instar.errors import UserError
 from instar.generation import Engine
 from instar.generation.engine import Precision
 from instar.hub import located
+from instar.model import CausalLM
 from instar.serving.grammar import Vocabulary
 from instar.tokenizer.hf import Tokenizer
+from instar.tokenizer.reading import read_files
 
 
 @dataclass
@@ -28,6 +30,8 @@ class Served:
         name: What requests call it.
         directory: Where it was read from.
         engine: Writes for it, and for its base's other adapters.
+        tokenizer: Its own: adapters of one base may differ in how conversations look, and in what
+            ends a turn.
         adapter: Its adapter within the engine.
         created: When it was loaded, in seconds since 1970.
     """
@@ -35,13 +39,9 @@ class Served:
     name: str
     directory: Path
     engine: Engine
+    tokenizer: Tokenizer
     adapter: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
-        return self.engine.tokenizer
 
     @property
     def context(self) -> int:
@@ -87,7 +87,7 @@ def named(words: Sequence[str]) -> dict[str, Path]:
 def load(
     models: dict[str, Path], precision: Precision = "float32", cache_bytes: int | None = None
 ) -> list[Served]:
-    """Open every model; adapters of the same base become one engine.
+    """Open every model; adapters of the same base and vocabulary become one engine.
 
     Args:
         models: Names to directories or names on the hub.
@@ -98,22 +98,27 @@ def load(
     Raises:
         UserError: A directory holds no language model, or an adapter does not fit its base.
     """
-    groups = dict[tuple[Path, str | None], list[str]]()
+    homes = {name: tokenizer_directory(directory) for name, directory in models.items()}
+    tokenizers = {home: Tokenizer.load(home) for home in dict.fromkeys(homes.values())}
+    groups = dict[tuple[Path, bytes], list[str]]()
     for name, directory in models.items():
-        base = plain_directory(directory)
-        groups.setdefault((base.resolve(), _own_tokenizer(directory, base)), []).append(name)
+        words = read_files(homes[name])["tokenizer.json"]
+        groups.setdefault((plain_directory(directory).resolve(), words), []).append(name)
     part = None if cache_bytes is None else max(1, cache_bytes // len(groups))
     served = dict[str, Served]()
     for (base, _), names in groups.items():
-        places = {name: located(models[name]) for name in names}
-        served |= _opened(base, places, precision, part)
+        model, adapters = _opened(base, {name: located(models[name]) for name in names})
+        first = tokenizers[homes[names[0]]]
+        _check_vocabulary(base, model, first)
+        engine = Engine(model.to(default_device()), first, precision=precision, cache_bytes=part)
+        for name in names:
+            own = tokenizers[homes[name]]
+            served[name] = Served(name, located(models[name]), engine, own, adapters.get(name))
     return [served[name] for name in models]
 
 
-def _opened(
-    base: Path, models: dict[str, Path], precision: Precision, cache_bytes: int | None
-) -> dict[str, Served]:
-    """One engine for a base and its adapters."""
+def _opened(base: Path, models: dict[str, Path]) -> tuple[CausalLM, dict[str, str]]:
+    """A base with its adapters, and what they are called within."""
     model = load_causal_lm(base)
     adapters = dict[str, str]()
     for name, directory in models.items():
@@ -122,26 +127,13 @@ def _opened(
             load_adapter(model, directory, adapters[name], base)
     if adapters:
         activate(model, None)
-    tokenizer = load_tokenizer(next(iter(models.values())))
+    return model, adapters
+
+
+def _check_vocabulary(base: Path, model: CausalLM, tokenizer: Tokenizer) -> None:
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
             f"{base}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocab_size is"
             f" {model.config.vocab_size}",
             "Put the tokenizer that the model was trained with there.",
         )
-    engine = Engine(
-        model.to(default_device()), tokenizer, precision=precision, cache_bytes=cache_bytes
-    )
-    return {
-        name: Served(name, directory, engine, adapters.get(name))
-        for name, directory in models.items()
-    }
-
-
-def _own_tokenizer(directory: Path, base: Path) -> str | None:
-    """The tokenizer of an adapter if it is another than that of its base."""
-    own, usual = (place / "tokenizer.json" for place in (located(directory), base))
-    if not own.exists() or own.samefile(usual) if usual.exists() else not own.exists():
-        return None
-    text = own.read_text(encoding="utf-8")
-    return None if usual.exists() and text == usual.read_text(encoding="utf-8") else text
