@@ -70,6 +70,8 @@ def test_half_a_vote_that_a_kill_left_spoils_nothing(tmp_path: Path):
     [
         {"chosen": "same", "rejected": " same "},
         {"chosen": ""},
+        {"chosen": "a" * 100_001},
+        {"rejected": "a" * 100_001},
         {"messages": []},
         {"messages": VOTE["messages"][:3]},
         {"messages": [VOTE["messages"][3]] * 2},

@@ -149,6 +149,16 @@ def test_keys_come_from_the_environment_too(
     assert "--api-key" in capsys.readouterr().err
 
 
+def test_strangers_do_not_vote_unless_asked_to() -> None:
+    def file(*argv: str) -> Path | None:
+        options = tyro.cli(Options, args=["m", *argv])
+        return options.votes_file(options.api_key)
+
+    assert file() == file("--host", "0.0.0.0", "--api-key", "k") == Path("votes.jsonl")
+    assert file("--host", "0.0.0.0") is file("--votes", "None") is None
+    assert file("--host", "0.0.0.0", "--votes", "mine.jsonl") == Path("mine.jsonl")
+
+
 def test_memory_for_keys_and_values() -> None:
     memory = memory_bytes(default_device())
     assert Options(models=("m",)).cache_bytes() == memory // 4

@@ -37,6 +37,10 @@ GROUP = "votes"
 """What the pairs of people's votes say they belong to."""
 
 
+LONGEST = 100_000
+"""The most characters of a reply that is voted on."""
+
+
 class Turn(Wanted):
     """One turn of the conversation that both replies answer."""
 
@@ -51,9 +55,9 @@ class Vote(Wanted):
 
     messages: list[Turn] = Field(min_length=1, max_length=4096)
     """The conversation; it ends with the user."""
-    chosen: str = Field(min_length=1)
+    chosen: str = Field(min_length=1, max_length=LONGEST)
     """The better reply."""
-    rejected: str = Field(min_length=1)
+    rejected: str = Field(min_length=1, max_length=LONGEST)
     """The other one."""
     chosen_model: str | None = Field(None, max_length=256)
     """Who wrote the better one."""

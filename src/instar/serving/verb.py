@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -94,8 +95,9 @@ class Options:
     """Stop harmful requests and replies; replies then come sentence by sentence."""
     safety_log: Path | None = None
     """Add every decision of the filter to this file, a line of JSON each, without the words."""
-    votes: Path | None = Path("votes.jsonl")
-    """Where votes on two replies side by side go, as preference pairs; None keeps none."""
+    votes: Literal["auto"] | Path | None = "auto"
+    """Where votes on two replies side by side go, as preference pairs; None keeps none. auto is
+    votes.jsonl, unless strangers can vote: then it is None."""
 
     def rules(self) -> Rules:
         """Who may ask, and how much; raises ``UserError`` where a value is out of range."""
@@ -140,6 +142,16 @@ class Options:
         from instar.machine import memory_bytes
 
         return int(self.cache_gib * 2**30) or memory_bytes(default_device()) // 4
+
+    def votes_file(self, keys: Sequence[str]) -> Path | None:
+        """Where votes go, if anywhere; strangers write no training data unless they are asked to.
+
+        Args:
+            keys: Keys that are accepted.
+        """
+        if self.votes != "auto":
+            return self.votes
+        return Path("votes.jsonl") if self.local or keys else None
 
     def keys(self) -> list[str]:
         """The keys of the command line and of the environment.
@@ -199,7 +211,8 @@ def main(argv: list[str]) -> int:
     gc.freeze()  # or all that was imported would be searched for garbage again and again
     screen = Filter.load(log=options.safety_log) if options.safety else None
     runs = {model.name: model.directory for model in models}
-    app = create_app(models, rules, screen, [lambda app: mount(app, runs, options.votes)])
+    votes = options.votes_file(rules.keys)
+    app = create_app(models, rules, screen, [lambda app: mount(app, runs, votes)])
     config = uvicorn.Config(
         app,
         host=options.host,
