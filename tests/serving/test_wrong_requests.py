@@ -164,6 +164,18 @@ def test_rate(serving: Callable[..., Any]) -> None:
         assert 1 <= int(answers[-1].headers["Retry-After"]) <= 20
 
 
+def test_wrong_keys_are_counted_and_take_nothing_from_right_ones(
+    serving: Callable[..., Any],
+) -> None:
+    def status(server: Any, key: str) -> int:
+        header = {"Authorization": f"Bearer {key}"}
+        return httpx.get(server.url + "/v1/models", headers=header).status_code
+
+    with serving(keys=["right"], per_minute=2) as server:
+        assert [status(server, key) for key in "abc"] == [401, 401, 429]
+        assert [status(server, "right") for _ in range(3)] == [200, 200, 429]
+
+
 def test_a_full_queue(serving: Callable[..., Any], waiting: Callable[..., None]) -> None:
     with serving(most_open=3) as server:
         with connection(server, n=2, **ENDLESS):

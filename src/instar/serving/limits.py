@@ -134,24 +134,23 @@ class Door:
         )
 
     def _welcome(self, scope: Scope) -> None:
-        """Check key and rate."""
+        """Check key and rate; a wrong key counts for its sender's address, whoever else has one."""
         said = Headers(scope=scope).get("authorization", "")
         key = said[len("Bearer ") :].strip() if said.lower().startswith("bearer ") else ""
-        if self._keys:
-            digest = _digest(key)
-            # Every key is compared, in constant time: how long it takes says nothing.
-            if not any([hmac.compare_digest(digest, known) for known in self._keys]):
-                raise ApiError(
-                    401,
-                    "the API key is missing or wrong. Send it as `Authorization: Bearer KEY`.",
-                    "invalid_api_key",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
-        client = scope.get("client")
-        sender = key if self._keys else (client[0] if client else "")
+        digest, client = _digest(key), scope.get("client")
+        # Every key is compared, in constant time: how long it takes says nothing.
+        known = any([hmac.compare_digest(digest, right) for right in self._keys])
+        sender = f"key {key}" if known else f"address {client[0] if client else ''}"
         wait_s = self.rate.take(sender, time.monotonic())
         if wait_s:
             raise later("too many requests. Ask again later.", "rate_limit_exceeded", wait_s)
+        if self._keys and not known:
+            raise ApiError(
+                401,
+                "the API key is missing or wrong. Send it as `Authorization: Bearer KEY`.",
+                "invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
 
     async def _read(self, scope: Scope, receive: Receive) -> Receive:
         """Read the body; what is returned hands it out once, and then waits for the end."""

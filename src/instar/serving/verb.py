@@ -72,7 +72,7 @@ class Options:
     """An origin (or several, one by one) whose web pages may ask from a browser, such as
     https://example.org; * is any."""
     rate: int = 0
-    """Requests a minute for each key, or each address without keys; 0 is any number."""
+    """Requests a minute for each key, or each address without one; 0 is any number."""
     queue: int = 256
     """The most replies that are being written or wait; more are refused with 429."""
     max_tokens: int = 512
