@@ -195,6 +195,13 @@ def test_models_can_compute_in_less(runs: Path, running: Callable[..., Any]) -> 
     assert answers(models, running, ["sft"]) != [""]
 
 
+def test_a_name_may_hold_a_slash(runs: Path, running: Callable[..., Any]) -> None:
+    with running(create_app(load({"org/m": runs / "sft"}), Rules())) as server:
+        answer = httpx.get(server.url + "/v1/models/org/m")
+        assert answer.status_code == 200 and answer.json()["id"] == "org/m"
+        assert httpx.get(server.url + "/v1/models/org").status_code == 404
+
+
 def test_models_have_their_parts_of_the_memory(runs: Path, running: Callable[..., Any]) -> None:
     row = 64 * 2 * 8 * 4  # columns, keys and values of one layer with one head, its width, float32
     models = load({"sft": runs / "sft", "rlvr": runs / "rlvr"}, cache_bytes=2 * row)

@@ -43,7 +43,7 @@ async def models(server: Here) -> ModelList:
     return ModelList(data=[_card(model) for model in server.models])
 
 
-@router.get("/v1/models/{name}")
+@router.get("/v1/models/{name:path}")
 async def model(name: str, server: Here) -> ModelCard:
     """One of them."""
     return _card(server.find(name))
