@@ -36,6 +36,20 @@ def test_the_plain_chat(server: Any) -> None:
     assert answer["response"] == whole["choices"][0]["message"]["content"]
 
 
+def test_the_plain_chat_leaves_thoughts_out(
+    runs: Path, tmp_path: Path, running: Callable[..., Any]
+) -> None:
+    shutil.copytree(runs / "sft", tmp_path / "thinker")
+    template = "{{ messages[0].content }}<eos>{% if add_generation_prompt %}<think>{% endif %}"
+    (tmp_path / "thinker" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    with running(create_app(load({"m": tmp_path / "thinker"}), Rules())) as server:
+        body = {"messages": HELLO, "max_tokens": 5, "temperature": 0}
+        answer = httpx.post(server.url + "/v1/chat/completions", json=body).json()
+        assert answer["choices"][0]["message"]["reasoning_content"], "it thinks all the time"
+        body = {"message": "hi there", "max_length": 5, "temperature": 0}
+        assert httpx.post(server.url + "/chat", json=body).json() == {"response": ""}
+
+
 def test_the_likeliest_token_alone(server: Any) -> None:
     def ask(**options: Any) -> str:
         body = {"prompt": "hi there", "max_tokens": 20, "temperature": 2, **options}

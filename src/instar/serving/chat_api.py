@@ -123,15 +123,24 @@ class Asked(Answering):
 )
 async def chat(request: ChatRequest, http: Request, server: Here) -> Response:
     """Go on with a conversation."""
-    asked = await _begin(request, server)
+    asked = await begin(request, server)
     if request.stream:
         return EventStream(_chunks(asked))
-    body = await unless_gone(http.receive, _whole(asked))
+    body = await unless_gone(http.receive, whole(asked))
     return JSONResponse(body) if body else Response(status_code=499)
 
 
-async def _begin(request: ChatRequest, server: Server) -> Asked:
-    """Check a request, and hand it to the worker."""
+async def begin(request: ChatRequest, server: Server, field: str = "messages") -> Asked:
+    """Check a request, and hand it to the worker.
+
+    Args:
+        request: What is asked.
+        server: Who is asked.
+        field: Where the client put the conversation.
+
+    Raises:
+        ApiError: It cannot be answered.
+    """
     model = server.find(request.model)
     offered = offered_tools(request)
     conversation = turns(request.messages, offered)
@@ -141,7 +150,7 @@ async def _begin(request: ChatRequest, server: Server) -> Asked:
         screen_prompt(server.screen, [m["content"] for m in conversation if m["role"] == "user"])
         prompt = prompt_ids(model.tokenizer, conversation)
         wanted = given(request.max_completion_tokens, request.max_tokens)
-        limit = reply_limit(server, model, prompt, wanted, "messages")
+        limit = reply_limit(server, model, prompt, wanted, field)
         once = (CLOSING,) if offered and request.parallel_tool_calls is False else ()
         stopping = stopping_of(request, model.stops, limit, once)
         return prompt, wishes(
@@ -161,8 +170,8 @@ async def _begin(request: ChatRequest, server: Server) -> Asked:
     return Asked(server, model, writing, len(prompt), request, speakers)
 
 
-async def _whole(asked: Asked) -> dict[str, Any]:
-    """The answer in one piece."""
+async def whole(asked: Asked) -> dict[str, Any]:
+    """The answer in one piece; raises as ``Writing.steps``."""
     steps = await finished(asked.server, asked.writing)
     choices = []
     for speaker, step in zip(asked.speakers, steps, strict=True):

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import secrets
-import time
-
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from instar.data.schema import Message
-from instar.generation import Sampling, Stopping
-from instar.generation.request import Request as Wish
-from instar.serving.asking import (
-    ERRORS,
-    Here,
-    Server,
-    aside,
-    count_step,
-    finished,
-    reply_limit,
-    unless_gone,
-)
+from instar.serving.asking import ERRORS, Here, aside, unless_gone
+from instar.serving.chat_api import begin, whole
 from instar.serving.chat_turns import turns
 from instar.serving.errors import ApiError
 from instar.serving.metrics import CONTENT_TYPE
 from instar.serving.openai_replies import Health, ModelCard, ModelList, PlainReply, Text, Tokens
-from instar.serving.openai_types import DetokenizeRequest, PlainChat, TokenizeRequest
-from instar.serving.screening import ScreenedText, screen_prompt
+from instar.serving.openai_types import (
+    ChatMessage,
+    ChatRequest,
+    DetokenizeRequest,
+    PlainChat,
+    TokenizeRequest,
+)
 from instar.serving.served import Served
 from instar.tokenizer.chat import prompt_ids
 
@@ -96,33 +87,12 @@ async def metrics(server: Here) -> Response:
 @router.post("/chat", response_model=PlainReply)
 async def chat(request: PlainChat, http: Request, server: Here) -> Response:
     """One message, one answer: the simplest way to talk with the first model."""
-    response = await unless_gone(http.receive, _reply(request, server))
-    if response is None:
+    message = ChatMessage(role="user", content=request.message)
+    whole_request = ChatRequest(
+        messages=[message], max_tokens=request.max_length, temperature=request.temperature
+    )
+    asked = await begin(whole_request, server, "message")
+    body = await unless_gone(http.receive, whole(asked))
+    if body is None:
         return Response(status_code=499)
-    return JSONResponse(PlainReply(response=response).model_dump())
-
-
-async def _reply(request: PlainChat, server: Server) -> str:
-    """The answer to one message."""
-    found = server.models[0]
-    conversation: list[Message] = [{"role": "user", "content": request.message}]
-
-    def ready() -> Wish:
-        screen_prompt(server.screen, [request.message])
-        prompt = prompt_ids(found.tokenizer, conversation)
-        limit = reply_limit(server, found, prompt, request.max_length, "message")
-        return Wish(
-            prompt,
-            Sampling(request.temperature),
-            Stopping(found.stops, (), limit),
-            (secrets.randbits(62), 0, 0),
-            adapter=found.adapter,
-            deadline_s=time.perf_counter() + server.bounds.timeout_s,
-        )
-
-    wish = await aside(ready)
-    writing = await server.worker.write(found.engine, [wish], every_step=False)
-    server.metrics.tokens.labels(found.name, "prompt").inc(len(wish.prompt))
-    step = (await finished(server, writing))[0]
-    count_step(server, found, step)
-    return ScreenedText(server.screen).push(step.text, last=True)
+    return JSONResponse(PlainReply(response=body["choices"][0]["message"]["content"]).model_dump())
