@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -80,8 +80,7 @@ class ModelReader:
     def _speaking(self, adapters: Sequence[str | None]) -> Iterator[None]:
         """Each row with its own adapter, where any asks for one."""
         if not any(adapters):
-            with nullcontext():
-                yield
+            yield
             return
         active = next((slot.active for slot in slots_of(self.model).values()), None)
         with adapters_by_row(self.model, [name or active for name in adapters]):
