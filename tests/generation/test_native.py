@@ -159,10 +159,13 @@ def test_without_a_compiler_torch_does_it(
     stopping = Stopping(frozenset(), max_new_tokens=8)
     [compiled] = Engine(model, tokenizer).generate([[7, 8, 9]], GREEDY, stopping)
     assert is_compiled(model)
-    for compiler, said in (("no-such-compiler", ""), ("false", "cannot build forward.cpp")):
+    for compiler, said in (
+        ("no-such-compiler", "there is no C++ compiler (no-such-compiler)"),
+        ("false", "false cannot build forward.cpp"),
+    ):
         monkeypatch.setenv("CXX", compiler)
         native.library.cache_clear()
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.INFO):
             assert native.library() is None and not is_compiled(model)
             [plain] = Engine(model, tokenizer).generate([[7, 8, 9]], GREEDY, stopping)
         assert said in caplog.text

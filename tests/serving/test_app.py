@@ -17,6 +17,7 @@ from instar.adapters.io import save_adapter
 from instar.adapters.lora import LoRAConfig
 from instar.checkpoint import load_causal_lm
 from instar.errors import UserError
+from instar.generation.engine import Precision
 from instar.serving.app import Rules, create_app
 from instar.serving.limits import Rate
 from instar.serving.safety import Filter, Verdict
@@ -204,9 +205,14 @@ def test_an_adapter_has_its_own_template_and_ends(
 
 
 def test_models_can_compute_in_less(runs: Path, running: Callable[..., Any]) -> None:
-    models = load({"sft": runs / "sft"}, "bfloat16")
-    assert models[0].engine.precision == "bfloat16"
-    assert answers(models, running, ["sft"]) != [""]
+    def logprob(precision: Precision) -> float:
+        body = {"prompt": "hi there", "max_tokens": 1, "temperature": 0, "logprobs": 0}
+        with running(create_app(load({"sft": runs / "sft"}, precision), Rules())) as server:
+            answer = httpx.post(server.url + "/v1/completions", json=body).json()
+        return answer["choices"][0]["logprobs"]["token_logprobs"][0]
+
+    exact, rounded = logprob("float32"), logprob("bfloat16")
+    assert exact != rounded == pytest.approx(exact, abs=0.1)
 
 
 def test_a_name_may_hold_a_slash(runs: Path, running: Callable[..., Any]) -> None:
