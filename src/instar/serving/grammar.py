@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from instar.errors import UserError
-from instar.serving.shortest import jump
+from instar.serving.shortest import PARTS, jump
 from instar.serving.tools import CLOSING, LITERAL, OPENING
 from instar.tokenizer.hf import Tokenizer
 
@@ -27,9 +27,6 @@ NOT_KNOWN = (
     "contains", "multipleOf", "$dynamicRef",
 )  # fmt: skip
 """Keywords of JSON Schema that the grammars would silently pass over."""
-
-NAMES = ("properties", "$defs", "definitions", "patternProperties")
-"""Keywords whose values are schemas by names."""
 
 DEEPEST = 100
 """How deep a schema may be nested."""
@@ -322,7 +319,7 @@ def _check_keywords(schema: Any) -> None:
             raise UserError(f"the JSON schema has {len(part)} keys at one place", "Have fewer.")
         for key, inner in part.items():
             if are_names or key not in LITERAL:
-                names = key in NAMES and not are_names
+                names = key in PARTS and not are_names
                 waiting.append((inner, names, depth + 1))
 
 
