@@ -174,6 +174,16 @@ def test_how_much_one_step_can_oblige_to() -> None:
     assert jump({"type": "array", "items": {"type": "array"}}) < 10
 
 
+def test_what_must_come_anyway_is_no_step() -> None:
+    numbers = {"type": "array", "minItems": 90, "items": {"type": "integer"}}
+    outer = {"type": "object", "properties": {"a": numbers}, "required": ["a"]}
+    assert jump(numbers) < 10 and jump(outer) < 10
+    assert jump({**outer, "required": []}) > 300
+    assert jump({"type": "array", "items": numbers}) > 300
+    again = {**numbers, "items": {"anyOf": [{"type": "integer"}, {"$ref": "#"}]}}
+    assert jump(again) > 300
+
+
 def test_schemas_that_refer_to_themselves_often_take_no_time() -> None:
     names = [f"p{i}" for i in range(20)]
     node = {

@@ -22,27 +22,36 @@ LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 SINGLE = ("items", "additionalProperties", "unevaluatedProperties")
 
 
+CHOICES = ("anyOf", "oneOf", "enum", "const", "$ref")
+
+
 def jump(schema: Any) -> int:
     """The most characters that one optional part of a schema obliges to write."""
     lengths = _Lengths(schema)
-    return max((lengths.of(part) for part in _parts(schema)), default=UNSURE)
+    return max((lengths.of(part) for part in _optional(schema)), default=UNSURE)
 
 
-def _parts(schema: Any) -> Iterator[Any]:
-    """The schema and all schemas in it."""
-    waiting = [schema]
+def _optional(schema: Any) -> Iterator[Any]:
+    """All schemas within one, and itself, but the objects and lists that must come in any case."""
+    waiting = [(schema, True)]
     while waiting:
-        part = waiting.pop()
+        part, certain = waiting.pop()
         if not isinstance(part, Mapping):
             continue
-        yield part
+        certain = certain and part.get("type") in ("object", "array")
+        certain = certain and not any(key in part for key in CHOICES)
+        if not certain:
+            yield part
+        named = part.get("required")
+        required = named if certain and isinstance(named, list) else []
         for key in PARTS:
             inner = part.get(key)
-            waiting += list(inner.values()) if isinstance(inner, Mapping) else []
+            for name, value in inner.items() if isinstance(inner, Mapping) else ():
+                waiting.append((value, key == "properties" and name in required))
         for key in LISTS:
             inner = part.get(key)
-            waiting += inner if isinstance(inner, list) else []
-        waiting += [part[key] for key in SINGLE if key in part]
+            waiting += [(each, False) for each in inner] if isinstance(inner, list) else []
+        waiting += [(part[key], False) for key in SINGLE if key in part]
 
 
 class _Lengths:
