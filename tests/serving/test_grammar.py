@@ -129,6 +129,23 @@ def test_looking_ahead_takes_its_time_too(
         vocabulary.json_schema(schema, 20_000)
 
 
+def test_replies_to_one_request_share_the_time(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1000))  # each mask takes a second
+    monkeypatch.setattr("instar.serving.grammar.time.thread_time", lambda: next(clock))
+    monkeypatch.setattr("instar.serving.grammar.MOST_S", 3.5)
+    replies = [vocabulary.regex("[ab]{20}", 50).fork(50) for _ in range(4)]
+    for reply in replies:
+        reply.allowed()
+    first = vocabulary.regex("[ab]{20}", 50)
+    replies = [first.fork(50) for _ in range(4)]
+    for reply in replies[:3]:
+        reply.allowed()
+    with pytest.raises(UserError, match="too long"):
+        replies[3].allowed()
+
+
 def test_properties_are_not_made_up(vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     for seed in range(20):

@@ -11,6 +11,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,11 @@ MOST_CHARACTERS = 65_536
 """The longest schema or expression."""
 
 MOST_S = 1.0
-"""Seconds of a processor that one reply's grammar may take, since everyone waits for it."""
+"""Seconds of a processor that one request's grammar may take, since everyone waits for it."""
 
 TOKEN_S = 1e-3
-"""Seconds that it may take besides for each token. Most take less; one that is ambiguous may take
-more with every token."""
+"""Seconds that it may take besides for each token of its replies. Most take less; one that is
+ambiguous may take more with every token."""
 
 KEPT_BYTES = 64 << 20
 """Memory for compiled grammars that may be asked for again."""
@@ -162,6 +163,17 @@ class Vocabulary:
         return grammar
 
 
+@dataclass
+class Time:
+    """What the replies to one request share.
+
+    Attributes:
+        left_s: Seconds of a processor that their grammar may still take.
+    """
+
+    left_s: float
+
+
 class Grammar:
     """One reply's constraint, as the engine asks for it.
 
@@ -184,10 +196,10 @@ class Grammar:
         self._steps, self._check_at = 0, -1
         self._closing = False
         self._last: int | None = None
-        self._left_s = MOST_S
+        self._time = Time(MOST_S)
 
     def fork(self, limit: int) -> Grammar:
-        """The same constraint for one more reply, as long as nothing is written.
+        """The same constraint for one more reply to the request, as long as nothing is written.
 
         Args:
             limit: Tokens that this reply has room for: at most as many as ours has.
@@ -215,7 +227,7 @@ class Grammar:
     def accept(self, token: int) -> None:
         """Told what was drawn."""
         self._left -= 1
-        self._left_s += TOKEN_S
+        self._time.left_s += TOKEN_S
         self._last = token
         self._matcher.accept_token(token)
 
@@ -263,8 +275,8 @@ class Grammar:
 
     def _spend(self, begun_s: float) -> None:
         """Count the processor's time since then; raises ``UserError`` where it was too much."""
-        self._left_s -= time.thread_time() - begun_s
-        if self._left_s < 0:
+        self._time.left_s -= time.thread_time() - begun_s
+        if self._time.left_s < 0:
             raise UserError(
                 "it takes too long to find out which tokens fit the schema or expression",
                 "Simplify it: repetitions within repetitions are the usual cause.",
