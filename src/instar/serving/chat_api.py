@@ -29,7 +29,7 @@ from instar.serving.events import MEDIA_TYPE, EventStream
 from instar.serving.openai_replies import ChatReply
 from instar.serving.openai_types import ChatRequest
 from instar.serving.reasoning import Thinking, begun
-from instar.serving.screening import ScreenedText, screen_prompt
+from instar.serving.screening import ScreenedText, screen_turns
 from instar.serving.token_words import chat_logprobs
 from instar.serving.tools import CLOSING, Call, CallParser
 from instar.serving.worker import Step
@@ -147,7 +147,7 @@ async def begin(request: ChatRequest, server: Server, field: str = "messages") -
 
     def ready() -> tuple[list[int], list[Any]]:
         call = must_call(request)
-        screen_prompt(server.screen, [m["content"] for m in conversation if m["role"] == "user"])
+        screen_turns(server.screen, conversation)
         prompt = prompt_ids(model.tokenizer, conversation)
         wanted = given(request.max_completion_tokens, request.max_tokens)
         limit = reply_limit(server, model, prompt, wanted, field)

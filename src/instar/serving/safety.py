@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -17,6 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
+from instar.data.schema import Message
 from instar.errors import UserError
 from instar.primer.style import is_refusal
 from instar.serving.harm import (
@@ -59,6 +61,11 @@ class Verdict:
     allowed: bool
     reason: str
     score: float
+
+    @property
+    def weight(self) -> tuple[bool, float]:
+        """Greater for the worse of two: what stops before what passes, then by the score."""
+        return not self.allowed, self.score
 
 
 class Rule(NamedTuple):
@@ -137,6 +144,17 @@ class Filter:
         verdict = self.judge(text, role)
         self.record(text, role, verdict)
         return verdict
+
+    def check_turns(self, turns: Sequence[Message]) -> Verdict:
+        """Judge every turn of a request, and log the decision about the worst.
+
+        Args:
+            turns: One at least. Clients write them all, those of the assistant too.
+        """
+        judged = [(self.judge(turn["content"], turn["role"]), turn) for turn in turns]
+        worst, turn = max(judged, key=lambda pair: pair[0].weight)
+        self.record(turn["content"], turn["role"], worst)
+        return worst
 
     def judge(self, text: str, role: str = "user") -> Verdict:
         """Judge a text without a record."""

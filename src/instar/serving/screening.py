@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from instar.data.schema import Message
 from instar.serving.errors import ApiError
 from instar.serving.safety import Filter, Gate
 
@@ -9,18 +12,23 @@ WITHHELD = "(The reply was withheld by the safety filter.)"
 """What stands for a reply that the filter stops."""
 
 
-def screen_prompt(screen: Filter | None, texts: list[str]) -> None:
-    """Refuse a request whose texts the filter stops.
+def screen_prompt(screen: Filter | None, texts: Sequence[str]) -> None:
+    """Refuse a request whose texts the filter stops; raises as ``screen_turns``."""
+    screen_turns(screen, [{"role": "user", "content": text} for text in texts])
+
+
+def screen_turns(screen: Filter | None, turns: Sequence[Message]) -> None:
+    """Refuse a request with a turn that the filter stops, whoever is said to have spoken it.
 
     Raises:
         ApiError: With the filter's reason.
     """
-    for text in texts if screen else []:
-        assert screen is not None
-        verdict = screen.check(text, "user")
-        if not verdict.allowed:
-            message = f"the request was stopped by the safety filter: {verdict.reason}"
-            raise ApiError(400, message, "content_filter")
+    if screen is None:
+        return
+    verdict = screen.check_turns(turns)
+    if not verdict.allowed:
+        message = f"the request was stopped by the safety filter: {verdict.reason}"
+        raise ApiError(400, message, "content_filter")
 
 
 class ScreenedText:
