@@ -262,6 +262,11 @@ class Answering:
             "model": self.model.name,
         }
 
+    def cut(self, step: Step, stopped: bool) -> None:
+        """A reply that the filter has stopped need not be written to its end."""
+        if stopped and not step.finish:
+            self.server.worker.cancel(self.writing, step.index)
+
     def usage(self, written: int) -> dict[str, int]:
         """Tokens read and written."""
         return {

@@ -211,6 +211,7 @@ async def _chunks(asked: Asked) -> AsyncGenerator[dict[str, Any]]:
             count_step(asked.server, asked.model, step)
             for chunk in _step_chunks(asked, frame, step):
                 yield chunk
+            asked.cut(step, asked.speakers[step.index].screened.stopped)
         if counted:
             yield {**frame, "choices": [], "usage": asked.usage(written)}
     finally:

@@ -189,6 +189,7 @@ async def _chunks(asked: Asked) -> AsyncGenerator[dict[str, Any]]:
         async for step in asked.writing.steps():
             written += len(step.ids)
             yield {**frame, "choices": [asked.choice(step)]}
+            asked.cut(step, asked.screens[step.index].stopped)
         if options is not None and options.include_usage:
             yield {**frame, "choices": [], "usage": asked.usage(written)}
     finally:

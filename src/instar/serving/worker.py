@@ -191,6 +191,10 @@ class Worker:
             writing.open = 0
             self._inbox.put(lambda: self._drop(writing))
 
+    def cancel(self, writing: Writing, index: int) -> None:
+        """One reply is cancelled; its last step comes as its slot is freed, at the next step."""
+        self._inbox.put(lambda: self._cancel(writing, index))
+
     async def between(self, work: Callable[[], T]) -> T:
         """Have something short done by the thread, between two steps; raises what it raises."""
         loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
@@ -247,6 +251,11 @@ class Worker:
         self._jobs = [job for job in self._jobs if job.writing is not writing]
         for job in gone:
             if job.reply is not None and not job.reply.finish:
+                job.engine.cancel(job.reply)
+
+    def _cancel(self, writing: Writing, index: int) -> None:
+        for job in self._jobs:
+            if job.writing is writing and job.index == index and job.reply is not None:
                 job.engine.cancel(job.reply)
 
     def _fail(self, jobs: list[_Job], error: Exception) -> None:

@@ -1,0 +1,55 @@
+"""The safety filter in the server: what it does to requests and to replies at work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from instar.serving.safety import Filter
+
+HELLO = [{"role": "user", "content": "hi there"}]
+ENDPOINTS = {
+    "/v1/chat/completions": {"messages": HELLO},
+    "/v1/completions": {"prompt": "hi there"},
+}
+LETTERS = 400
+WRITTEN = {"type": "regex", "pattern": f"(make a bomb|say hello)[.] [a-z]{{{LETTERS}}}"}
+"""The fixture's models read bytes, and are random: half of their replies begin so, half so."""
+
+
+def streamed(server: Any, path: str, **body: Any) -> list[dict[str, Any]]:
+    """The events of a stream."""
+    body = {**ENDPOINTS[path], "stream": True, **body}
+    lines = httpx.post(server.url + path, json=body, timeout=300).text.split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_a_reply_that_is_stopped_ends_and_its_neighbours_go_on(
+    serving: Callable[..., Any], waiting: Callable[..., None], path: str
+) -> None:
+    with serving(screen=Filter(None)) as server:
+        chunks = streamed(
+            server, path, model="wide", n=8, max_tokens=600, seed=1, response_format=WRITTEN,
+            stream_options={"include_usage": True},
+        )  # fmt: skip
+        why, texts = dict[int, str](), dict[int, str]()
+        for choice in (choice for chunk in chunks for choice in chunk["choices"]):
+            text = choice["delta"].get("content", "") if "delta" in choice else choice["text"]
+            assert choice["index"] not in why, "nothing follows the end"
+            texts[choice["index"]] = texts.get(choice["index"], "") + text
+            if choice["finish_reason"]:
+                why[choice["index"]] = choice["finish_reason"]
+        stopped = [i for i in range(8) if why[i] == "content_filter"]
+        assert 0 < len(stopped) < 8 and all("withheld" in texts[i] for i in stopped)
+        whole = [text for i, text in texts.items() if i not in stopped]
+        assert all(len(text) == len("say hello. ") + LETTERS for text in whole)
+        written = chunks[-1]["usage"]["completion_tokens"] - len("".join(whole))
+        assert written < 100 * len(stopped), "they were not written to their ends"
+        worker = server.state.worker
+        waiting(lambda: worker.open == 0 and all(engine.idle for engine in worker.engines))
