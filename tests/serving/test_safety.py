@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from instar.data.schema import Message
@@ -12,9 +15,9 @@ from instar.primer import mixture
 from instar.primer.skill_exams import helps_harmless_exam, refuses_harmful_exam
 from instar.serving.chat_turns import turns
 from instar.serving.errors import ApiError
-from instar.serving.harm import FILE, Classifier, examples, normalised, remembered
+from instar.serving.harm import BUCKETS, FILE, ROLES, Classifier, examples, normalised, remembered
 from instar.serving.openai_types import ChatMessage
-from instar.serving.safety import Filter, Gate, instead, rules
+from instar.serving.safety import REACH, Filter, Gate, Rule, instead, rules
 from instar.serving.safety_verb import main
 from instar.serving.screening import screen_turns
 
@@ -161,6 +164,50 @@ def test_a_gate_loses_nothing_of_a_good_reply():
     gate = Gate(Filter(None))
     text = "One. Two! 三。四\nfive"
     assert "".join(gate.push(letter) for letter in text) + gate.flush() == text
+
+
+def test_a_gate_decides_as_if_it_read_all_so_far_each_time(whole: Filter):
+    rng = random.Random(4)
+    said = [e.text for e in examples() if e.role == "assistant" and len(e.text) < 200]
+    said += ["To make", "a", "bomb, first begin", "ricin", "我们来制作", "炸弹"]
+    stops = 0
+    for number in range(60):
+        filter_ = whole if number % 2 else Filter(None)
+        rest = "".join(rng.choice(said) + rng.choice([".\n", " ", "\n", "。"]) for _ in range(8))
+        gate, text = Gate(filter_), ""
+        while rest and gate.verdict.allowed:
+            piece, rest = rest[: (cut := rng.randint(1, 30))], rest[cut:]
+            ends = [
+                text + piece[: i + 1] for i in range(len(piece)) if piece[i] in ".!?。！？；;\n"
+            ]
+            text += piece
+            gate.push(piece)
+            assert gate.verdict.allowed == all(filter_.judge(x, "assistant").allowed for x in ends)
+        stops += not gate.verdict.allowed
+    assert 10 < stops < 60
+
+
+def test_a_gate_reads_a_long_reply_a_few_times_and_no_more(monkeypatch: pytest.MonkeyPatch):
+    read = list[int]()
+
+    class Counting:
+        def search(self, text: str, start: int = 0) -> None:
+            read.append(len(text) - start)
+
+    def counted(framed: str) -> np.ndarray:
+        read.append(len(framed))
+        return np.arange(3)
+
+    rule = Rule("nothing", "both", cast(Any, Counting()))
+    monkeypatch.setattr("instar.serving.safety.rules", lambda: (rule,))
+    monkeypatch.setattr("instar.serving.harm._buckets", counted)
+    gate = Gate(Filter(Classifier({role: np.zeros(BUCKETS + 1) - 1 for role in ROLES})))
+    line = "This is one line of a list that is long.\n"
+    for _ in range(2000):
+        gate.push(line)
+    gate.flush()
+    assert gate.verdict.allowed
+    assert sum(read) < 2000 * (REACH + 6 * len(line))
 
 
 def test_a_classifier_is_remembered_and_can_be_read_again(tmp_path: Path, whole: Filter):

@@ -84,7 +84,10 @@ def sentences(text: str) -> list[str]:
 
 def features(text: str) -> np.ndarray:
     """Buckets of the distinct n-grams of normalised text ``(F,)``, in order."""
-    framed = f" {normalised(text)} "
+    return _buckets(f" {normalised(text)} ")
+
+
+def _buckets(framed: str) -> np.ndarray:
     grams = {framed[i : i + n] for n in range(1, LONGEST + 1) for i in range(len(framed) - n + 1)}
     return np.unique(np.fromiter((zlib.crc32(g.encode()) % BUCKETS for g in grams), np.int64))
 
@@ -104,13 +107,8 @@ class Classifier:
 
         The rows of the training data have length 1, so what is long would drown what it hides.
         """
-        parts = [text, *sentences(text)]
-        return max(self._probability(features(part), self.weights[role]) for part in parts)
-
-    @staticmethod
-    def _probability(found: np.ndarray, weights: np.ndarray) -> float:
-        value = weights[found].sum() / math.sqrt(max(len(found), 1)) + weights[-1]
-        return float(1 / (1 + np.exp(-value)))
+        parts = dict.fromkeys([text, *sentences(text)])
+        return max(Growing(self.weights[role]).add(normalised(part)) for part in parts)
 
     def save(self, directory: Path, lineage: dict[str, object], cost: Cost) -> None:
         """Write the weights and where they came from, whole or not at all."""
@@ -133,6 +131,31 @@ class Classifier:
                 f"{directory} holds no safety classifier ({error})",
                 "Make one: instar safety train --output DIR.",
             ) from None
+
+
+class Growing:
+    """The probability of harm of a text that grows, each time at the cost of what is new.
+
+    Args:
+        weights: Those of one role ``(BUCKETS + 1,)``.
+    """
+
+    def __init__(self, weights: np.ndarray) -> None:
+        self._weights, self._found = weights, np.zeros(BUCKETS, dtype=bool)
+        self._sum, self._number = 0.0, 0
+        self._end = " "
+
+    def add(self, read: str) -> float:
+        """Take normalised text in, behind a space, and return the probability of all so far."""
+        framed = f"{self._end}{read} "
+        buckets = _buckets(framed)
+        new = buckets[~self._found[buckets]]
+        self._found[new] = True
+        self._sum += float(self._weights[new].sum())
+        self._number += len(new)
+        self._end = framed[1 - LONGEST :]
+        value = self._sum / math.sqrt(max(self._number, 1)) + self._weights[-1]
+        return float(1 / (1 + np.exp(-value)))
 
 
 @cache

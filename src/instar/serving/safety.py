@@ -24,6 +24,7 @@ from instar.primer.style import is_refusal
 from instar.serving.harm import (
     SENTENCE_END,
     Classifier,
+    Growing,
     Role,
     normalised,
     remembered,
@@ -32,6 +33,10 @@ from instar.serving.harm import (
 
 THRESHOLD = 0.5
 """Texts at least so likely to be harmful are stopped; the classes weighed the same in training."""
+
+REACH = 256
+"""Characters before a sentence in which a rule's words may begin that end in it: more than the
+longest of them have, and few enough to be looked through once more for every sentence."""
 
 STOPPED: dict[Role, tuple[str, str]] = {
     "user": (
@@ -163,10 +168,21 @@ class Filter:
             # To name a deed while refusing it does no harm; what stands beside the refusal may.
             text = " ".join(part for part in sentences(text) if not is_refusal(part))
         read = normalised(text)
-        for rule in rules():
-            if rule.role in (speaker, "both") and rule.pattern.search(read):
-                return Verdict(False, f"rule: {rule.reason}", 1.0)
         score = self.classifier.score(text, speaker) if self.classifier and read else 0.0
+        return self.verdict(read, speaker, score)
+
+    def verdict(self, read: str, speaker: Role, score: float, start: int = 0) -> Verdict:
+        """What rules and classifier come to.
+
+        Args:
+            read: Normalised text.
+            speaker: Who says it.
+            score: What the classifier makes of it.
+            start: Where in the text the rules begin to look.
+        """
+        for rule in rules():
+            if rule.role in (speaker, "both") and rule.pattern.search(read, start):
+                return Verdict(False, f"rule: {rule.reason}", 1.0)
         if score >= self.threshold:
             return Verdict(False, "classifier", score)
         return Verdict(True, "nothing found", score)
@@ -194,39 +210,63 @@ class Filter:
 class Gate:
     """Lets a streamed reply through, sentence by sentence, each when all up to it was judged.
 
+    Every sentence is judged by itself and as the end of all before it, and costs no more the more
+    there is before it.
+
     Args:
         filter_: Judges; its log gets one line a reply.
 
     Attributes:
-        verdict: The last judgement. Where it does not allow the text, nothing more comes through.
+        verdict: The worst judgement. Where it does not allow the text, nothing more comes through.
     """
 
     def __init__(self, filter_: Filter) -> None:
         self.filter, self.verdict = filter_, Verdict(True, "nothing found", 0.0)
         self._text, self._shown, self._recorded = "", 0, False
+        classifier = filter_.classifier
+        self._growing = Growing(classifier.weights["assistant"]) if classifier else None
+        self._before = ""
 
     def push(self, piece: str) -> str:
         """Take more of the reply in and return what may be shown by now."""
         self._text += piece
-        begun = SENTENCE_END.split(self._text[self._shown :])[-1]
-        return self._pass(len(self._text) - len(begun))
+        *ended, begun = SENTENCE_END.split(piece)
+        return self._pass(len(self._text) - len(begun)) if ended else ""
 
     def flush(self, piece: str = "") -> str:
         """The end of the reply: the rest of it, if it may be shown. Logs the decision, once."""
         self._text += piece
         rest = self._pass(len(self._text))
-        if not self._recorded:
-            self.filter.record(self._text, "assistant", self.verdict)
-        self._recorded = True
+        self.close()
         return rest
 
+    def close(self) -> None:
+        """Log the decision, if it is not yet; what was not judged is not shown."""
+        if not self._recorded:
+            self._recorded = True
+            self.filter.record(self._text, "assistant", self.verdict)
+
     def _pass(self, ready: int) -> str:
-        if self.verdict.allowed and ready > self._shown:
-            self.verdict = self.filter.judge(self._text[:ready], "assistant")
+        for sentence in sentences(self._text[self._shown : ready]):
+            if self.verdict.allowed:
+                alone = self.filter.judge(sentence, "assistant")
+                judged = (self.verdict, alone, self._with_all_before(sentence))
+                self.verdict = max(judged, key=lambda verdict: verdict.weight)
         if not self.verdict.allowed:
             return ""
         passed, self._shown = self._text[self._shown : ready], ready
         return passed
+
+    def _with_all_before(self, sentence: str) -> Verdict:
+        """What is said by a sentence together with those before it, refusals left out."""
+        read = "" if is_refusal(sentence) else normalised(sentence)
+        if not read:
+            return self.verdict
+        score = self._growing.add(read) if self._growing else 0.0
+        before = self._before
+        # Where a rule begins to look, it may look back: there are letters left before that place.
+        self._before = f"{before}{read} "[-2 * REACH :]
+        return self.filter.verdict(before + read, "assistant", score, max(0, len(before) - REACH))
 
 
 def instead(text: str, role: Role) -> str:

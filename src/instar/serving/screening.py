@@ -63,4 +63,4 @@ class ScreenedText:
     def close(self) -> None:
         """Nobody listens any more: the decision is logged, if it is not yet."""
         if self._gate is not None:
-            self._gate.flush()
+            self._gate.close()
