@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from instar.serving.safety import Filter
+from instar.serving.safety import Filter, Verdict
 
 HELLO = [{"role": "user", "content": "hi there"}]
 ENDPOINTS = {
@@ -53,3 +53,18 @@ def test_a_reply_that_is_stopped_ends_and_its_neighbours_go_on(
         assert written < 100 * len(stopped), "they were not written to their ends"
         worker = server.state.worker
         waiting(lambda: worker.open == 0 and all(engine.idle for engine in worker.engines))
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_what_is_too_long_is_refused_before_it_is_judged(
+    serving: Callable[..., Any], path: str
+) -> None:
+    class Slow(Filter):
+        def judge(self, text: str, role: str = "user") -> Verdict:
+            raise AssertionError("it takes for ever")
+
+    key, text = ("messages", HELLO * 500) if "chat" in path else ("prompt", "hi there" * 500)
+    with serving(screen=Slow(None)) as server:
+        answer = httpx.post(server.url + path, json={key: text})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "context_length_exceeded"

@@ -147,10 +147,10 @@ async def begin(request: ChatRequest, server: Server, field: str = "messages") -
 
     def ready() -> tuple[list[int], list[Any]]:
         call = must_call(request)
-        screen_turns(server.screen, conversation)
         prompt = prompt_ids(model.tokenizer, conversation)
         wanted = given(request.max_completion_tokens, request.max_tokens)
         limit = reply_limit(server, model, prompt, wanted, field)
+        screen_turns(server.screen, conversation)
         once = (CLOSING,) if offered and request.parallel_tool_calls is False else ()
         stopping = stopping_of(request, model.stops, limit, once)
         return prompt, wishes(

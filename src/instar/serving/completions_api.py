@@ -99,10 +99,10 @@ async def _begin(request: CompletionRequest, server: Server) -> Asked:
             raise ApiError(
                 400, f"{count} replies are asked for; from 1 to {MOST_CHOICES} can be", "too_many"
             )
-        if server.screen:
-            screen_prompt(server.screen, [tokenizer.decode(prompt) for prompt in prompts])
         wanted = request.max_tokens
         limits = [reply_limit(server, model, prompt, wanted, "prompt") for prompt in prompts]
+        if server.screen:
+            screen_prompt(server.screen, [tokenizer.decode(prompt) for prompt in prompts])
         if wanted == 0:
             return prompts, []
         ends = frozenset({tokenizer.eos_id})
