@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -68,3 +69,24 @@ def test_what_is_too_long_is_refused_before_it_is_judged(
         answer = httpx.post(server.url + path, json={key: text})
         assert answer.status_code == 400
         assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_replies_are_judged_beside_the_loop(
+    serving: Callable[..., Any], path: str, stream: bool
+) -> None:
+    judging = set[str]()
+
+    class Watched(Filter):
+        def judge(self, text: str, role: str = "user") -> Verdict:
+            if role == "assistant":
+                judging.add(threading.current_thread().name)
+            return super().judge(text, role)
+
+    with serving(screen=Watched(None)) as server:
+        body = {**ENDPOINTS[path], "max_tokens": 20, "stream": stream}
+        form = {"type": "regex", "pattern": "One[.] Two[.]"}
+        answer = httpx.post(server.url + path, json={**body, "response_format": form}, timeout=300)
+        assert "Two." in answer.text
+    assert judging and all("asyncio" in name for name in judging), "threads of asyncio.to_thread"

@@ -262,6 +262,10 @@ class Answering:
             "model": self.model.name,
         }
 
+    async def screened(self, work: Callable[[], T]) -> T:
+        """Do what reads a reply: a filter may need a while, and does it beside the event loop."""
+        return await aside(work) if self.server.screen else work()
+
     def cut(self, step: Step, stopped: bool) -> None:
         """A reply that the filter has stopped need not be written to its end."""
         if stopped and not step.finish:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -176,7 +177,7 @@ async def whole(asked: Asked) -> dict[str, Any]:
     choices = []
     for speaker, step in zip(asked.speakers, steps, strict=True):
         count_step(asked.server, asked.model, step)
-        said = speaker.push(step.text, last=True)
+        said = await asked.screened(partial(speaker.push, step.text, last=True))
         message: dict[str, Any] = {"role": "assistant", "content": said.content}
         if said.thought:
             message["reasoning_content"] = said.thought
@@ -209,7 +210,7 @@ async def _chunks(asked: Asked) -> AsyncGenerator[dict[str, Any]]:
         async for step in asked.writing.steps():
             written += len(step.ids)
             count_step(asked.server, asked.model, step)
-            for chunk in _step_chunks(asked, frame, step):
+            for chunk in await asked.screened(partial(_step_chunks, asked, frame, step)):
                 yield chunk
             asked.cut(step, asked.speakers[step.index].screened.stopped)
         if counted:

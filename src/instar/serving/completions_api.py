@@ -163,7 +163,7 @@ def _prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[list[int]
 async def _whole(asked: Asked) -> dict[str, Any]:
     """The answer in one piece."""
     steps = await finished(asked.server, asked.writing)
-    choices = [asked.choice(step) for step in steps]
+    choices = [await asked.screened(partial(asked.choice, step)) for step in steps]
     for choice, echo, head in zip(choices, asked.echoes, asked.heads, strict=True):
         choice["text"] = echo + choice["text"]
         if head:
@@ -188,7 +188,8 @@ async def _chunks(asked: Asked) -> AsyncGenerator[dict[str, Any]]:
                 yield {**frame, "choices": [choice]}
         async for step in asked.writing.steps():
             written += len(step.ids)
-            yield {**frame, "choices": [asked.choice(step)]}
+            choice = await asked.screened(partial(asked.choice, step))
+            yield {**frame, "choices": [choice]}
             asked.cut(step, asked.screens[step.index].stopped)
         if options is not None and options.include_usage:
             yield {**frame, "choices": [], "usage": asked.usage(written)}
