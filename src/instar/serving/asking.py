@@ -55,6 +55,7 @@ class Server:
         bounds: How much may be asked for.
         screen: Reads what is asked and answered, if there is one.
         metrics: Counts.
+        scoring: Held while a prompt is scored, so that between two of them replies get a step.
     """
 
     models: Sequence[Served]
@@ -62,6 +63,7 @@ class Server:
     bounds: Bounds = field(default_factory=Bounds)
     screen: Filter | None = None
     metrics: Metrics = field(default_factory=Metrics)
+    scoring: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def find(self, name: str | None) -> Served:
         """The model of a name; raises ``ApiError``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
@@ -26,12 +27,11 @@ from instar.serving.asking import (
     unless_gone,
     wishes,
 )
-from instar.serving.errors import ApiError
+from instar.serving.errors import ApiError, later
 from instar.serving.events import MEDIA_TYPE, EventStream
 from instar.serving.openai_replies import TextReply
 from instar.serving.openai_types import MOST_CHOICES, CompletionRequest
 from instar.serving.screening import ScreenedText, screen_prompt
-from instar.serving.served import Served
 from instar.serving.token_words import TextTokens, text_logprobs
 from instar.serving.worker import Step, unwritten
 from instar.tokenizer.hf import Tokenizer
@@ -44,17 +44,19 @@ class Asked(Answering):
     """A request that is being answered.
 
     Attributes:
+        prompts: Token ids; each has as many replies as there are samples.
+        scored: Whether the prompts' own log-probabilities are told.
         echoes: What each reply begins with.
         screens: One for each reply.
         tokens: Tell the log-probabilities of each reply.
-        heads: Those of the prompts that are echoed, one for each reply.
     """
 
     request: CompletionRequest
+    prompts: list[list[int]]
+    scored: bool
     echoes: list[str]
     screens: list[ScreenedText]
     tokens: list[TextTokens]
-    heads: list[dict[str, Any] | None]
 
     def choice(self, step: Step) -> dict[str, Any]:
         """What is new of a reply."""
@@ -117,30 +119,45 @@ async def _begin(request: CompletionRequest, server: Server) -> Asked:
         )
 
     prompts, asked_for = await aside(ready)
-    heads = [await _head(request, server, model, p) for p in prompts for _ in range(samples)]
-    if asked_for:
-        writing = await server.worker.write(model.engine, asked_for, bool(request.stream))
-    else:
-        writing = unwritten(len(heads))
-    count = sum(map(len, prompts))
-    server.metrics.tokens.labels(model.name, "prompt").inc(count)
     echoes = [tokenizer.decode(prompt) if request.echo else "" for prompt in prompts]
     echoes = [echo for echo in echoes for _ in range(samples)]
     screens = [ScreenedText(server.screen) for _ in echoes]
+    # A filter holds text back: its tokens must not come out beside it.
+    scored = bool(request.echo) and request.logprobs is not None and not server.screen
     # Behind a prompt's tokens stand all of the reply's: some count them from the end.
-    hidden = frozenset() if heads[0] else model.stops
+    hidden = frozenset() if scored else model.stops
     tokens = [TextTokens(tokenizer, hidden, len(echo)) for echo in echoes]
-    return Asked(server, model, writing, count, request, echoes, screens, tokens, heads)
+    if asked_for:
+        writing = await server.worker.write(model.engine, asked_for, bool(request.stream))
+    else:
+        writing = unwritten(len(echoes))
+    count = sum(map(len, prompts))
+    server.metrics.tokens.labels(model.name, "prompt").inc(count)
+    return Asked(server, model, writing, count, request, prompts, scored, echoes, screens, tokens)
 
 
-async def _head(
-    request: CompletionRequest, server: Server, model: Served, prompt: list[int]
-) -> dict[str, Any] | None:
-    """The log-probabilities of a prompt, where it is echoed with them; none beside a filter."""
-    if not request.echo or request.logprobs is None or server.screen:
-        return None
-    read = partial(score, model.engine.model, prompt, model.adapter, request.logprobs)
-    return text_logprobs(model.tokenizer, prompt, await server.worker.between(read))
+async def _heads(asked: Asked) -> list[dict[str, Any] | None]:
+    """The log-probabilities of every reply's prompt, where they are told.
+
+    Raises:
+        ApiError: The time was over before all prompts were read.
+    """
+    if not asked.scored:
+        return [None for _ in asked.echoes]
+    server, model = asked.server, asked.model
+    heads = list[dict[str, Any] | None]()
+    try:
+        async with asyncio.timeout(server.bounds.timeout_s):
+            for prompt in asked.prompts:
+                top = given(asked.request.logprobs, 0)
+                read = partial(score, model.engine.model, prompt, model.adapter, top)
+                async with server.scoring:
+                    scores = await server.worker.between(read)
+                head = text_logprobs(model.tokenizer, prompt, scores)
+                heads += [head] * given(asked.request.n, 1)
+    except TimeoutError:
+        raise later("the prompts were not read in time", "timeout", 5, status=503) from None
+    return heads
 
 
 def _prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[list[int]]:
@@ -162,9 +179,13 @@ def _prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[list[int]
 
 async def _whole(asked: Asked) -> dict[str, Any]:
     """The answer in one piece."""
-    steps = await finished(asked.server, asked.writing)
+    try:
+        heads = await _heads(asked)
+        steps = await finished(asked.server, asked.writing)
+    finally:
+        asked.server.worker.close(asked.writing)
     choices = [await asked.screened(partial(asked.choice, step)) for step in steps]
-    for choice, echo, head in zip(choices, asked.echoes, asked.heads, strict=True):
+    for choice, echo, head in zip(choices, asked.echoes, heads, strict=True):
         choice["text"] = echo + choice["text"]
         if head:
             tail = choice["logprobs"]
@@ -182,7 +203,8 @@ async def _chunks(asked: Asked) -> AsyncGenerator[dict[str, Any]]:
     options = asked.request.stream_options
     written = 0
     try:
-        for index, (echo, head) in enumerate(zip(asked.echoes, asked.heads, strict=True)):
+        heads = await _heads(asked)
+        for index, (echo, head) in enumerate(zip(asked.echoes, heads, strict=True)):
             if echo:
                 choice = {"index": index, "text": echo, "logprobs": head, "finish_reason": None}
                 yield {**frame, "choices": [choice]}
