@@ -1,7 +1,7 @@
 """What clients send: OpenAI's words, and a few that other servers have added.
 
 Fields that say nothing about the answer (``user``, ``metadata``, ...) are passed over; those that
-would change it, and that nothing here does, are refused unless they ask for nothing.
+would change it, and that nothing here does, are refused unless they ask for nothing: ``refused``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from instar.serving import refused
 
 MOST_CHOICES = 64
 """Replies to one request."""
@@ -76,6 +78,14 @@ class Sampled(Wanted):
     """The reply ends before the first of these."""
     seed: int | None = Field(None, ge=-INT64 - 1, le=INT64)
     """The same seed gives the same reply to the same request."""
+    best_of: int | None = None
+    """Not supported: more replies than are sent; it must be equal to ``n``."""
+
+    @field_validator("best_of")
+    @classmethod
+    def _every_one(cls, best_of: int | None, others: ValidationInfo) -> None:
+        if best_of not in (None, given(others.data.get("n"), 1)):
+            raise ValueError("not supported. Ask for n replies, and choose among them.")
 
 
 class JsonSchema(Wanted):
@@ -221,14 +231,11 @@ class ChatRequest(Sampled):
     """Whether it may, must, or must call a certain one."""
     parallel_tool_calls: bool | None = True
     """Whether one reply may ask for several calls; otherwise it ends after the first."""
-    functions: list[Any] | None = None
-    """Not supported: ``tools`` took its place."""
 
-    @field_validator("functions")
+    @model_validator(mode="before")
     @classmethod
-    def _tools_instead(cls, functions: list[Any] | None) -> None:
-        if functions:
-            raise ValueError("not supported. Give the functions as tools.")
+    def _nothing_else(cls, sent: Any) -> Any:
+        return refused.checked(sent, refused.IN_CHATS)
 
     @model_validator(mode="after")
     def _together(self) -> ChatRequest:
@@ -253,22 +260,11 @@ class CompletionRequest(Sampled):
     """Begin the answer with the prompt."""
     response_format: ResponseFormat | None = None
     """The form of the reply."""
-    suffix: str | None = None
-    """Not supported: text that the answer is to end before."""
-    best_of: int | None = None
-    """Not supported: more replies than are sent; it must be equal to ``n``."""
 
-    @field_validator("suffix")
+    @model_validator(mode="before")
     @classmethod
-    def _goes_on(cls, suffix: str | None) -> None:
-        if suffix:
-            raise ValueError("not supported. The models write on, towards no given end.")
-
-    @field_validator("best_of")
-    @classmethod
-    def _every_one(cls, best_of: int | None, others: ValidationInfo) -> None:
-        if best_of not in (None, given(others.data.get("n"), 1)):
-            raise ValueError("not supported. Ask for n replies, and choose among them.")
+    def _nothing_else(cls, sent: Any) -> Any:
+        return refused.checked(sent, refused.IN_COMPLETIONS)
 
 
 class PlainChat(Wanted):
