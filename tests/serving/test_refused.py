@@ -78,3 +78,24 @@ def test_a_refusal_names_its_field(server: Any) -> None:
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert error["param"] == "guided_json" and "response_format" in error["message"]
+
+
+def test_ends_of_ones_own(server: Any) -> None:
+    def ask(path: str, body: dict[str, Any], **more: Any) -> Any:
+        body = {**body, "max_tokens": 12, "logprobs": 1, "temperature": 0, **more}
+        if "messages" in body:
+            body["logprobs"] = True
+        return httpx.post(server.url + path, json=body, timeout=300).json()
+
+    (a,) = httpx.post(server.url + "/tokenize", json={"prompt": "a"}).json()["tokens"]
+    for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)):
+        ended = ask(path, body, logit_bias={str(a): 100}, stop_token_ids=[a])
+        [choice] = ended["choices"]
+        assert choice["finish_reason"] == "stop" and ended["usage"]["completion_tokens"] == 1
+        assert (choice["message"]["content"] if "messages" in body else choice["text"]) == ""
+        assert not choice["logprobs"]["content" if "messages" in body else "tokens"]
+        ends = {str(id): 100 for id in (3, 5)}  # of a document, and of a turn
+        assert ask(path, body, logit_bias=ends)["usage"]["completion_tokens"] < 12
+        on = ask(path, body, logit_bias=ends, ignore_eos=True)
+        assert on["usage"]["completion_tokens"] == 12
+        assert on["choices"][0]["finish_reason"] == "length"

@@ -152,9 +152,10 @@ def stopping_of(
     request: Sampled, ends: frozenset[int], limit: int, strings: tuple[str, ...] = ()
 ) -> Stopping:
     """When a request's replies end: before further strings, too."""
+    ends = frozenset() if request.ignore_eos else ends
     stop = given(request.stop, [])
     strings += (stop,) if isinstance(stop, str) else tuple(stop)
-    return Stopping(ends, strings, limit)
+    return Stopping(ends.union(request.stop_token_ids or ()), strings, limit)
 
 
 def constraint_of(

@@ -114,7 +114,8 @@ class Asked(Answering):
         """The step's tokens, if asked for; none beside a filter, which holds text back."""
         if not self.request.logprobs or self.server.screen:
             return None
-        return chat_logprobs(self.model.tokenizer, step, self.model.stops)
+        hidden = self.model.stops.union(self.request.stop_token_ids or ())
+        return chat_logprobs(self.model.tokenizer, step, hidden)
 
 
 @router.post(

@@ -125,7 +125,7 @@ async def _begin(request: CompletionRequest, server: Server) -> Asked:
     # A filter holds text back: its tokens must not come out beside it.
     scored = bool(request.echo) and request.logprobs is not None and not server.screen
     # Behind a prompt's tokens stand all of the reply's: some count them from the end.
-    hidden = frozenset() if scored else model.stops
+    hidden = frozenset() if scored else model.stops.union(request.stop_token_ids or ())
     tokens = [TextTokens(tokenizer, hidden, len(echo)) for echo in echoes]
     if asked_for:
         writing = await server.worker.write(model.engine, asked_for, bool(request.stream))

@@ -76,6 +76,10 @@ class Sampled(Wanted):
     """Added to the logits of tokens, by their ids."""
     stop: Stop = None
     """The reply ends before the first of these."""
+    stop_token_ids: list[TokenId] | None = Field(None, max_length=1024)
+    """The reply ends where one of these tokens is drawn, too."""
+    ignore_eos: bool | None = False
+    """Write past the model's own ends, until there are enough tokens."""
     seed: int | None = Field(None, ge=-INT64 - 1, le=INT64)
     """The same seed gives the same reply to the same request."""
     best_of: int | None = None
