@@ -56,13 +56,17 @@ class Speaker:
             from its first token on, which leaves no room for thoughts.
         calls: Whether calls are looked for.
         screened: Holds back what a filter stops.
+
+    Attributes:
+        begun: Whether a stream has told of the reply.
+        called: How many functions it asks to have called.
     """
 
     def __init__(self, thinks: bool | None, calls: bool, screened: ScreenedText) -> None:
         self._thinking = None if thinks is None else Thinking(thinks)
         self._parser = CallParser() if calls else None
         self.screened = screened
-        self.called = 0
+        self.begun, self.called = False, 0
 
     def push(self, text: str, last: bool) -> Said:
         """Sort the next piece; with the last one comes all that was held back."""
@@ -206,8 +210,6 @@ async def _chunks(asked: Asked) -> AsyncGenerator[dict[str, Any]]:
         frame["usage"] = None
     written = 0
     try:
-        for index in range(asked.writing.replies):
-            yield _chunk(frame, index, {"role": "assistant", "content": ""})
         async for step in asked.writing.steps():
             written += len(step.ids)
             count_step(asked.server, asked.model, step)
@@ -237,6 +239,9 @@ def _step_chunks(asked: Asked, frame: dict[str, Any], step: Step) -> list[dict[s
             {"index": before + i, **call.written()} for i, call in enumerate(said.calls)
         ]
     chunks = []
+    if not speaker.begun:  # not before there is something: some take it for the first token
+        speaker.begun = True
+        chunks.append(_chunk(frame, step.index, {"role": "assistant", "content": ""}))
     logprobs = asked.logprobs(step)
     if delta or logprobs:
         chunks.append(_chunk(frame, step.index, delta, logprobs))
