@@ -253,6 +253,21 @@ def test_a_vote_is_kept_as_a_pair_and_the_better_reply_goes_on(
     assert len(read_all([votes], ("messages",))) == 1
 
 
+def test_a_vote_says_how_the_replies_were_asked_for(page: Page, votes: Path, send: Any):
+    votes.unlink(missing_ok=True)
+    page.get_by_role("tab", name="Side by side").click()
+    send("hello", "#compare")
+    expect(page.get_by_role("button", name="A is better")).to_be_visible()
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Temperature").fill("0.1")
+    page.get_by_label("Instructions before the conversation").fill("Be brief.")
+    page.get_by_role("button", name="A is better").click()
+    expect(page.locator("#compare .votes")).to_contain_text("Vote kept")
+    [pair] = read_all([votes], ("messages", "chosen", "rejected"))
+    assert pair["messages"] == [{"role": "user", "content": "hello"}]
+    assert pair["sampling"]["temperature"] == 0.7
+
+
 def test_equal_replies_are_no_vote(page: Page, votes: Path, send: Any):
     votes.unlink(missing_ok=True)
     page.get_by_role("tab", name="Side by side").click()

@@ -65,11 +65,12 @@ class Talk {
     this.toEnd(true);
     const mine = { role: "user", content: text };
     const abort = this.busy(new AbortController());
+    const settings = sampling();
     const told = await this.makeRoom(names, mine, abort.signal);
-    await Promise.all(cards.map((card) => card.fill(told, abort.signal, () => this.toEnd())));
+    await Promise.all(cards.map((card) => card.fill(told, settings, abort.signal, () => this.toEnd())));
     if (this.abort !== abort) return; // a new conversation was begun meanwhile
     this.busy(null);
-    const turn = { text, mine, asked, replies, cards, settings: sampling() };
+    const turn = { text, mine, asked, replies, cards, told, settings };
     if (cards.every((card) => !card.text.trim())) this.giveBack(turn);
     else if (this.twofold) this.toChoose(turn, blind);
     else this.take(turn, cards[0]);
@@ -146,12 +147,11 @@ class Talk {
   }
 
   /** Store a vote as a preference pair; returns what to tell. */
-  async keepVote({ mine, settings }, chosen, rejected) {
+  async keepVote({ told, settings }, chosen, rejected) {
     if (!this.facts.votes) return say("not_kept");
     try {
-      const before = this.messages.slice(this.forgotten, -2);
       await ask("votes", {
-        messages: [...instructions(), ...before, mine],
+        messages: told,
         chosen: chosen.text,
         rejected: rejected.text,
         chosen_model: chosen.model,
@@ -231,13 +231,13 @@ class Card {
   }
 
   /** Write the reply to a conversation. */
-  async fill(messages, signal, grown) {
+  async fill(messages, settings, signal, grown) {
     this.clear();
     this.element.setAttribute("aria-busy", "true");
     const reader = new Reader(this.name);
     try {
       const recorded = document.getElementById("tokens").checked;
-      const request = { model: this.model, messages, ...sampling() };
+      const request = { model: this.model, messages, ...settings };
       if (recorded) Object.assign(request, { logprobs: true, top_logprobs: 5 });
       for await (const { text, thought, tokens, finish } of stream(request, signal)) {
         if (thought) this.think(thought);
