@@ -83,6 +83,9 @@ class StandIn:
 
     async def words(self, asked: dict[str, Any], text: str) -> AsyncIterator[str]:
         yield chunk({"role": "assistant", "content": ""})
+        if text == "garbled":
+            yield "data: <html>502 Bad Gateway</html>\n\n"
+            return
         try:
             if text == "endless":
                 while True:

@@ -90,6 +90,7 @@ def test_a_new_conversation_ends_the_reply_of_the_old_one(
         ("harm", "The safety filter stopped this message. (rule: theft)"),
         ("odd", "Something odd <b>happened</b>."),
         ("broken", "The connection broke before the reply was finished."),
+        ("garbled", "The connection broke before the reply was finished."),
         ("cut", "Cut off: the reply is as long as it may be."),
     ],
 )
@@ -99,6 +100,7 @@ def test_what_goes_wrong_is_said_in_words(page: Page, said: str, told: str, send
     # A message that came to nothing is given back, to be mended.
     back = "" if said in ("broken", "cut") else said
     expect(page.locator("#chat .composer textarea")).to_have_value(back)
+    expect(page.locator("#chat .send")).to_be_visible()
 
 
 def test_a_server_that_is_gone_is_said_so(page: Page, send: Any):
@@ -168,6 +170,12 @@ def test_of_two_models_the_one_with_less_context_decides(page: Page, server: Any
 def test_a_message_that_cannot_be_counted_is_sent_all_the_same(page: Page, server: Any, talk: Any):
     talk(["m0", "uncounted"])
     assert told(server.asked[-1]) == ["m0", "uncounted"]
+
+
+def test_a_proxys_page_in_place_of_a_count_stops_nothing(page: Page, server: Any, talk: Any):
+    page.route("**/tokenize", lambda route: route.fulfill(body="<html>502 Bad Gateway</html>"))
+    talk(["m0", "m1"])
+    assert told(server.asked[-1]) == ["m0", "m1"]
 
 
 def test_sampling_settings_are_sent_kept_and_reset(page: Page, server: Any, send: Any, words: Any):

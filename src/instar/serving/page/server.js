@@ -61,7 +61,7 @@ async function* stream(request, signal) {
   let finished = false;
   for await (const event of events(answer.body)) {
     if (event === "[DONE]") break;
-    const chunk = JSON.parse(event);
+    const chunk = parsed(event);
     if (chunk.error) throw trouble(0, chunk.error);
     const choice = chunk.choices?.[0];
     if (!choice) continue;
@@ -74,6 +74,15 @@ async function* stream(request, signal) {
     };
   }
   if (!finished) throw new Trouble(say("cut"));
+}
+
+/** What an event says; throws Trouble where none of the server's came, but a proxy's page. */
+function parsed(event) {
+  try {
+    return JSON.parse(event);
+  } catch {
+    throw new Trouble(say("cut"));
+  }
 }
 
 /** The data of server-sent events: lines that begin with "data:", an empty line after each event. */

@@ -66,11 +66,14 @@ class Talk {
     const mine = { role: "user", content: text };
     const abort = this.busy(new AbortController());
     const settings = sampling();
-    const told = await this.makeRoom(names, mine, abort.signal);
-    await Promise.all(cards.map((card) => card.fill(told, settings, abort.signal, () => this.toEnd())));
-    if (this.abort !== abort) return; // a new conversation was begun meanwhile
-    this.busy(null);
-    const turn = { text, mine, asked, replies, cards, told, settings };
+    const turn = { text, mine, asked, replies, cards, settings };
+    try {
+      turn.told = await this.makeRoom(names, mine, abort.signal);
+      await Promise.all(cards.map((card) => card.fill(turn.told, settings, abort.signal, () => this.toEnd())));
+      if (this.abort !== abort) return; // a new conversation was begun meanwhile
+    } finally {
+      if (this.abort === abort) this.busy(null);
+    }
     if (cards.every((card) => !card.text.trim())) this.giveBack(turn);
     else if (this.twofold) this.toChoose(turn, blind);
     else this.take(turn, cards[0]);
@@ -327,7 +330,8 @@ async function isTight(model, messages, signal) {
     const reply = Math.min(sampling().max_tokens, Math.floor(context / RESERVED));
     return count + reply > context;
   } catch (error) {
-    if (error.name === "AbortError" || error instanceof Trouble) return false; // the request itself will tell
+    // The request itself will tell what is wrong; a proxy's page may stand for the count.
+    if (error.name === "AbortError" || error instanceof Trouble || error instanceof SyntaxError) return false;
     throw error;
   }
 }
