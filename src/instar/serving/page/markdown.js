@@ -1,12 +1,13 @@
 // Replies as their writers mean them: the Markdown that chat models write, made elements.
 // Text becomes text, whatever it holds; what is no Markdown stays as it is, line breaks included.
 
-const FENCE = /^ {0,3}(`{3,}|~{3,}) *([\w+#.-]*) *$/;
-const HEADING = /^(#{1,6}) +(.*?)(?: +#+)? *$/;
+// No run of spaces may be matched in two ways: a model may write sixty thousand of them.
+const FENCE = /^ {0,3}(`{3,}|~{3,}) *(?:([\w+#.-]+) *)?$/;
+const HEADING = /^(#{1,6}) +/;
 const RULE = /^ {0,3}([-*_])(?: *\1){2,} *$/;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])( +)(?=\S)/;
-const UNDER_HEADER = /^ *\|? *:?-+:? *(\| *:?-+:? *)*\|? *$/;
+const UNDER_HEADER = /^ *(?:\| *)?:?-+:? *(?:\| *:?-+:? *)*(?:\| *)?$/;
 const DEEPEST = 12; // lists in lists
 
 // Of what stands within a line: code, a backslash before a sign, bold, struck, italic, a link with
@@ -108,7 +109,8 @@ function drawn({ kind, lines }, deep = 0) {
   switch (kind) {
     case "code": return codeBlock(lines);
     case "heading": {
-      const [, signs, words] = HEADING.exec(lines[0]);
+      const [before, signs] = HEADING.exec(lines[0]);
+      const words = unclosed(lines[0].slice(before.length).trimEnd());
       return filled(make(`h${Math.min(6, signs.length + 2)}`), inline(words)); // below the page's own
     }
     case "rule": return make("hr");
@@ -117,6 +119,13 @@ function drawn({ kind, lines }, deep = 0) {
     case "table": return table(lines);
     default: return filled(make("p"), inline(lines.join("\n")));
   }
+}
+
+/** The words of a heading without the signs that may close it. */
+function unclosed(words) {
+  let end = words.length;
+  while (words[end - 1] === "#") end--;
+  return words[end - 1] === " " ? words.slice(0, end).trimEnd() : words;
 }
 
 /** The elements of a text; what lies too deep stays as it is. */
