@@ -7,6 +7,7 @@ import pytest
 
 from instar.errors import UserError
 from instar.generation import Engine, Sampling, Stopping
+from instar.generation.reply import Completion
 from instar.serving.generate import main
 from instar.tokenizer.bpe import SPECIAL_TOKENS
 from instar.tokenizer.hf import save_tokenizer
@@ -64,6 +65,22 @@ def test_several_samples_are_numbered(runs: Path, capsys: pytest.CaptureFixture[
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert all(f"--- {n} of 3 (" in out for n in (1, 2, 3))
+
+
+@pytest.mark.parametrize("samples", ["1", "2"])
+@pytest.mark.parametrize("person", [True, False])
+def test_a_person_sees_no_control_characters(
+    runs: Path, monkeypatch, capsys, person: bool, samples: str
+):
+    wild = "a\x1b[2J\x9b1m\tb\n\x7f\r"
+    told = [Completion([], [], "stop", wild)] * 2
+    monkeypatch.setattr(Engine, "stream", lambda *_: iter([wild]))
+    monkeypatch.setattr(Engine, "generate", lambda *_, **__: told)
+    monkeypatch.setattr("instar.serving.generate.stdout_is_terminal", lambda: person)
+    assert main([str(runs / "sft"), "--prompt", "Once", "--samples", samples]) == 0
+    out = capsys.readouterr().out
+    assert ("a[2J1m\tb\n\n" in out) == person
+    assert (wild in out) == (not person)
 
 
 def test_chat_renders_the_prompt_as_a_message(runs: Path, monkeypatch, capsys):

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from instar.config import stdout_is_terminal
 from instar.data.schema import Message
 from instar.errors import UserError
 
 if TYPE_CHECKING:
     from instar.generation import Engine, Sampling, Stopping
+
+# A byte-level model may write any character; these could move the cursor or worse.
+CONTROLS = dict.fromkeys([*range(32), *range(127, 160)])
+del CONTROLS[ord("\n")], CONTROLS[ord("\t")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,14 +136,16 @@ def main(argv: list[str]) -> int:
         return answer_file(options, engine)
     stopping = options.stopping(engine, options.chat, options.stop)
     ids = options.prompt_ids(engine, options.prompt)
+    left_out = CONTROLS if stdout_is_terminal() else {}
     if options.samples == 1:
         for piece in engine.stream(ids, sampling, stopping, options.seed):
-            print(piece, end="", flush=True)
+            print(piece.translate(left_out), end="", flush=True)
         print()
         return 0
     completions = engine.generate(
         [ids], sampling, stopping, samples=options.samples, seed=options.seed
     )
     for number, completion in enumerate(completions, start=1):
-        print(f"--- {number} of {options.samples} ({completion.finish})\n{completion.text}")
+        print(f"--- {number} of {options.samples} ({completion.finish})")
+        print(completion.text.translate(left_out))
     return 0

@@ -21,7 +21,7 @@ from instar.config import stdout_is_terminal
 from instar.data.schema import Message
 from instar.errors import UserError
 from instar.hub import located
-from instar.serving.generate import SamplingOptions
+from instar.serving.generate import CONTROLS, SamplingOptions
 from instar.serving.safety import Filter, Gate, instead
 
 if TYPE_CHECKING:
@@ -38,10 +38,6 @@ Ctrl-C stops a reply that is being written."""
 
 RESERVED = 4
 """At least one part in so many of the context is kept free for the reply."""
-
-# A byte-level model may write any character; these could move the cursor or worse.
-CONTROLS = dict.fromkeys([*range(32), *range(127, 160)])
-del CONTROLS[ord("\n")], CONTROLS[ord("\t")]
 
 
 @dataclass(frozen=True, kw_only=True)
