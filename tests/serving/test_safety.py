@@ -225,6 +225,18 @@ def test_a_classifier_is_remembered_and_can_be_read_again(tmp_path: Path, whole:
         Filter.load(tmp_path / "nothing")
 
 
+def test_where_there_is_no_home_to_write_to_it_is_trained_for_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    made = list[Path]()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr("instar.serving.harm.fingerprint", lambda: "f" * 64)
+    monkeypatch.setattr("instar.serving.harm.train", made.append)
+    remembered()
+    assert made[0].parent.is_dir() and tmp_path not in made[0].parents
+
+
 def test_normalised_text_has_one_form():
     assert normalised("Ｈｅｌｌｏ\u200b\n  WORLD ") == "hello world"
 

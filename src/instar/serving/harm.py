@@ -8,7 +8,6 @@ refusal names no deed, and an offer to help with one begins like any other help.
 from __future__ import annotations
 
 import math
-import os
 import random
 import re
 import unicodedata
@@ -278,8 +277,9 @@ def fingerprint() -> str:
 
 def remembered() -> Classifier:
     """The classifier of this version, trained the first time (seconds) and kept in the cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = cache / "instar" / f"safety-{fingerprint()[:16]}"
+    from instar.machine import cache_directory  # it brings torch along
+
+    directory = cache_directory() / f"safety-{fingerprint()[:16]}"
     if (directory / FILE).exists():
         return Classifier.load(directory)
     return train(directory)
