@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -47,6 +47,11 @@ class Said:
     content: str = ""
     calls: tuple[Call, ...] = ()
 
+    def add(self, content: str, calls: Sequence[Call] = ()) -> None:
+        """Words and calls that come next."""
+        self.content += content
+        self.calls += tuple(calls)
+
 
 class Speaker:
     """Sorts one reply's text into thoughts, words and calls of functions.
@@ -77,21 +82,11 @@ class Speaker:
             pieces.append(self._thinking.flush())
         for thought, answer in pieces:
             said.thought += thought
-            self._speak(said, answer, self._parser.push if self._parser else None)
+            said.add(*(self._parser.push(answer) if self._parser else (answer,)))
         if last and self._parser:
-            self._speak(said, "", lambda _: self._flush())
+            said.add(*self._parser.flush())
         self.called += len(said.calls)
         return said
-
-    def _flush(self) -> tuple[str, list[Call]]:
-        assert self._parser is not None
-        return self._parser.flush()
-
-    @staticmethod
-    def _speak(said: Said, answer: str, parse: Any) -> None:
-        text, calls = parse(answer) if parse else (answer, [])
-        said.content += text
-        said.calls += tuple(calls)
 
     def finish(self, why: str) -> str:
         """OpenAI's word for why the reply ended."""
