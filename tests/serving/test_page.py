@@ -1,4 +1,4 @@
-"""What the page is made of, and its two endpoints; how it behaves is in ``test_page_browser``."""
+"""What the page is made of, and its two endpoints; how it behaves is in ``page/``."""
 
 from __future__ import annotations
 
