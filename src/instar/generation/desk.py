@@ -17,7 +17,6 @@ from instar.generation.choosing import choose
 from instar.generation.reading import Reader
 from instar.generation.reply import Reply
 from instar.generation.slots import WORTHWHILE, Slots, View, rounded, shared_length
-from instar.model.config import ModelConfig
 
 
 class Job:
@@ -42,8 +41,6 @@ class Desk:
 
     Args:
         reader: The model.
-        config: Its shape.
-        context: The longest text of a row.
         known: Tokens that may be drawn.
         rows: The most replies at work at once.
         budget: The most tokens of prompts that a step reads, so that replies at work do not wait
@@ -59,10 +56,7 @@ class Desk:
     def __init__(
         self,
         reader: Reader,
-        config: ModelConfig,
-        context: int,
         known: int,
-        device: torch.device,
         *,
         rows: int,
         budget: int | None = None,
@@ -70,10 +64,12 @@ class Desk:
         patience: int = 1,
         cache_bytes: int | None = None,
     ) -> None:
-        self.reader, self.context, self.known, self.device = reader, context, known, device
+        model = reader.model
+        self.reader, self.context, self.known = reader, model.context, known
+        self.device = next(model.parameters()).device
         self.rows, self.budget, self.retains, self.patience = rows, budget, retains, patience
         self.bounded = cache_bytes is not None
-        self.slots = Slots(config, rows, reader.dtype, device, reader.masks, cache_bytes)
+        self.slots = Slots(model.config, rows, reader.dtype, self.device, reader.masks, cache_bytes)
         self.waiting: deque[Reply] = deque()
         self.jobs: list[Job] = []
         self.columns = 0

@@ -263,10 +263,7 @@ class Engine:
         assert self._reader is not None
         return Desk(
             self._reader,
-            self.model.config,
-            self.model.context,
             self.tokenizer.vocab_size,
-            next(self.model.parameters()).device,
             rows=rows,
             budget=budget,
             retains=retains,

@@ -22,6 +22,8 @@ from instar.model.transformer import CausalLM
 class Reader(Protocol):
     """A model as the engine sees it."""
 
+    model: CausalLM
+    """Whose words they are; it may be read in another layout."""
     dtype: torch.dtype
     """Of keys and values."""
     masks: bool
