@@ -59,8 +59,7 @@ def combine(
     if not parts:
         raise UserError("there are no adapters to combine", "Name two or more.")
     if how not in get_args(Combination):
-        allowed = ", ".join(get_args(Combination))
-        raise UserError(f"how is {how!r}", f"Choose one of {allowed}.")
+        raise UserError(f"how is {how!r}", f"Choose one of {', '.join(get_args(Combination))}.")
     if into in model.adapters:
         raise UserError(f"there is an adapter {into!r} already", "Choose another name.")
     if rank is not None and rank < 1:

@@ -82,7 +82,7 @@ class Speaker:
             pieces.append(self._thinking.flush())
         for thought, answer in pieces:
             said.thought += thought
-            said.add(*(self._parser.push(answer) if self._parser else (answer,)))
+            said.add(*(self._parser.push(answer) if self._parser else (answer, ())))
         if last and self._parser:
             said.add(*self._parser.flush())
         self.called += len(said.calls)

@@ -87,7 +87,9 @@ def checked(sent: Any, fields: Fields) -> Any:
     for name, value in sent.items() if isinstance(sent, dict) else ():
         instead, nothing = fields.get(name, ("", (value,)))
         if value is not None and value not in nothing:
-            kind = PydanticCustomError("unsupported", "not supported. " + instead)
+            kind = PydanticCustomError(
+                "unsupported", "not supported. {instead}", {"instead": instead}
+            )
             wrong = InitErrorDetails(type=kind, loc=(name,), input=value)
             raise ValidationError.from_exception_data("request", [wrong])
     return sent

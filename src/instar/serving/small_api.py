@@ -12,7 +12,6 @@ from instar.serving.errors import ApiError
 from instar.serving.metrics import CONTENT_TYPE
 from instar.serving.openai_replies import Health, ModelCard, ModelList, PlainReply, Text, Tokens
 from instar.serving.openai_types import (
-    ChatMessage,
     ChatRequest,
     DetokenizeRequest,
     PlainChat,
@@ -87,11 +86,9 @@ async def metrics(server: Here) -> Response:
 @router.post("/chat", response_model=PlainReply)
 async def chat(request: PlainChat, http: Request, server: Here) -> Response:
     """One message, one answer: the simplest way to talk with the first model."""
-    message = ChatMessage(role="user", content=request.message)
-    whole_request = ChatRequest(
-        messages=[message], max_tokens=request.max_length, temperature=request.temperature
-    )
-    asked = await begin(whole_request, server, "message")
+    said = {"messages": [{"role": "user", "content": request.message}]}
+    settings = {"max_tokens": request.max_length, "temperature": request.temperature}
+    asked = await begin(ChatRequest.model_validate({**said, **settings}), server, "message")
     body = await unless_gone(http.receive, whole(asked))
     if body is None:
         return Response(status_code=499)

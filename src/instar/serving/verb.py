@@ -210,8 +210,7 @@ def main(argv: list[str]) -> int:
     gc.collect()
     gc.freeze()  # or all that was imported would be searched for garbage again and again
     screen = Filter.load(log=options.safety_log) if options.safety else None
-    runs = {model.name: model.directory for model in models}
-    votes = options.votes_file(rules.keys)
+    runs, votes = {m.name: m.directory for m in models}, options.votes_file(rules.keys)
     app = create_app(models, rules, screen, [lambda app: mount(app, runs, votes)])
     config = uvicorn.Config(
         app,
