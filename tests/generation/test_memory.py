@@ -10,9 +10,8 @@ import torch
 
 from instar.errors import UserError
 from instar.generation import GREEDY, Engine, Reply, Request, Sampling, Stopping, native
-from instar.model import CausalLM, ModelConfig
+from instar.model import CausalLM
 from instar.model.transformer import initialize
-from instar.tokenizer.hf import Tokenizer
 
 CONTEXT = 512
 COLUMN = 2 * 2 * 2 * 8 * 4
@@ -29,21 +28,12 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
-def opened(tokenizer: Tokenizer) -> Callable[..., Engine]:
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.2,
-    )
+def opened(engine: Engine) -> Callable[..., Engine]:
+    """Engines of a model like the usual one, with a longer context."""
+    config = engine.model.config.model_copy(update={"max_position_embeddings": CONTEXT})
     model = CausalLM(config)
     initialize(model, config, torch.Generator().manual_seed(0))
-    return lambda **options: Engine(model, tokenizer, **options)
+    return lambda **options: Engine(model, engine.tokenizer, **options)
 
 
 def asked(rng: random.Random, prompt: int, reply: int, number: int = 0) -> Request:

@@ -128,6 +128,12 @@ def check_loaded(model: Headed, name: str | None) -> None:
         raise UserError(f"no adapter {name!r} is loaded", f"Loaded: {known}.")
 
 
+def check_free(model: Headed, name: str) -> None:
+    """Raises ``UserError`` if the model has an adapter of that name."""
+    if name in model.adapters:
+        raise UserError(f"there is an adapter {name!r} already", "Choose another name.")
+
+
 @contextmanager
 def using(model: Headed, name: str | None) -> Iterator[None]:
     """One adapter, or with ``None`` the base alone, for a while."""
@@ -163,8 +169,7 @@ def add(model: Headed, config: AdapterConfig, seed: int = 0, name: str = DEFAULT
     Raises:
         UserError: A target matches nothing, or the name is taken.
     """
-    if name in model.adapters:
-        raise UserError(f"there is an adapter {name!r} already", "Choose another name.")
+    check_free(model, name)
     put_all_in(model, config, name, torch.Generator().manual_seed(seed))
     activate(model, name)
     teach(model, name)

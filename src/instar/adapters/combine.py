@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from instar.adapters.base import add, check_loaded, slots
+from instar.adapters.base import add, check_free, check_loaded, slots
 from instar.adapters.lora import LoRA, LoRAConfig
 from instar.adapters.slots import Adapted
 from instar.adapters.vectors import dare, linear, ties
@@ -60,8 +60,7 @@ def combine(
         raise UserError("there are no adapters to combine", "Name two or more.")
     if how not in get_args(Combination):
         raise UserError(f"how is {how!r}", f"Choose one of {', '.join(get_args(Combination))}.")
-    if into in model.adapters:
-        raise UserError(f"there is an adapter {into!r} already", "Choose another name.")
+    check_free(model, into)
     if rank is not None and rank < 1:
         raise UserError(f"rank is {rank}", "Choose 1 or more.")
     generator = torch.Generator().manual_seed(seed)

@@ -16,6 +16,7 @@ from instar.adapters.base import (
     DEFAULT,
     AdapterConfig,
     activate,
+    check_free,
     learnt_parts,
     put_all_in,
     remove,
@@ -202,8 +203,7 @@ def load_adapter(
         )
     if base is not None:
         check_base(directory, base)
-    if name in model.adapters:
-        raise UserError(f"there is an adapter {name!r} already", "Choose another name.")
+    check_free(model, name)
     tensors = _read_tensors(directory)
     config = read_method(directory)
     try:
