@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 import socket
 import threading
 import time
@@ -62,6 +64,21 @@ def models(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Served]
     config = read_model_config(runs / "sft").model_copy(update={"max_position_embeddings": 2048})
     _random_model(config, 3, wide)
     return load({"sft": runs / "sft", "rlvr": runs / "rlvr", "wide": wide})
+
+
+@pytest.fixture
+def thinker(runs: Path, tmp_path: Path) -> Path:
+    """A stage whose tokenizer has a token for each tag of thinking, in place of two odd bytes."""
+    shutil.copytree(runs / "sft", tmp_path / "thinker")
+    file = tmp_path / "thinker" / "tokenizer.json"
+    rust = json.loads(file.read_text(encoding="utf-8"))
+    for tag, byte in (("<think>", "\u00fe"), ("</think>", "\u00ff")):
+        id = rust["model"]["vocab"].pop(byte)
+        rust["model"]["vocab"][tag] = id
+        added = {"id": id, "content": tag, "special": False}
+        rust["added_tokens"].append(rust["added_tokens"][0] | added)
+    file.write_text(json.dumps(rust), encoding="utf-8")
+    return tmp_path / "thinker"
 
 
 class Running(uvicorn.Server):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 import torch
 
@@ -49,6 +51,30 @@ def test_the_plain_chat_leaves_thoughts_out(
         assert answer["choices"][0]["message"]["reasoning_content"], "it thinks all the time"
         body = {"message": "hi there", "max_length": 5, "temperature": 0}
         assert httpx.post(server.url + "/chat", json=body).json() == {"response": ""}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_thinking_model_gives_its_answer_a_form(
+    thinker: Path, running: Callable[..., Any], stream: bool
+) -> None:
+    template = "{{ messages[0].content }}<eos>{% if add_generation_prompt %}<think>{% endif %}"
+    (thinker / "chat_template.jinja").write_text(template, encoding="utf-8")
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"enum": ["yes", "no"]}}}
+    with running(create_app(load({"m": thinker}), Rules())) as server:
+        client = openai.OpenAI(base_url=server.url + "/v1", api_key="none")
+        ask = partial(
+            client.chat.completions.create,
+            model="m", messages=HELLO, max_tokens=40, seed=1, response_format=form,
+        )  # fmt: skip
+        if stream:
+            deltas = [chunk.choices[0].delta for chunk in ask(stream=True)]
+            thought = "".join(getattr(delta, "reasoning_content", "") for delta in deltas)
+            answer = "".join(delta.content or "" for delta in deltas)
+        else:
+            message = ask().choices[0].message
+            thought, answer = message.reasoning_content, message.content
+    assert len(thought) > 5
+    assert json.loads(answer) in ("yes", "no")
 
 
 def test_the_likeliest_token_alone(server: Any) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from instar.errors import UserError
 from instar.serving.grammar import Grammar, Vocabulary
+from instar.serving.reasoning import FormBehindThought, Thinking, behind_thought
 from instar.serving.shortest import jump
 from instar.tokenizer.hf import Tokenizer
 
@@ -60,7 +61,9 @@ def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     return Vocabulary(tokenizer, tokenizer.turn_end_ids)
 
 
-def written(grammar: Grammar, tokenizer: Tokenizer, limit: int, seed: int) -> str:
+def written(
+    grammar: Grammar | FormBehindThought, tokenizer: Tokenizer, limit: int, seed: int
+) -> str:
     """What a model without any preference writes, which would rather not stop."""
     chance, ids = random.Random(seed), list[int]()
     while len(ids) < limit:
@@ -80,6 +83,36 @@ def test_every_answer_is_json_of_the_schema(
     for seed in range(36):  # some 500 answers in all
         text = written(vocabulary.json_schema(schema, 150), tokenizer, 150, seed)
         jsonschema.validate(json.loads(text), schema)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_thinking_before_a_form_leaves_room_for_it(thinker: Path, begun: bool) -> None:
+    tokenizer = Tokenizer.load(thinker)
+    [opening] = tokenizer.encode("<think>")
+    vocabulary = Vocabulary(tokenizer, tokenizer.turn_end_ids)
+    prompt = [*tokenizer.encode("Where?"), *([opening] if begun else [])]
+    lengths = set[int]()
+    for seed in range(30):
+        form = vocabulary.json_schema(TOWN, 150)
+        whole = behind_thought(form, tokenizer, prompt, 150).fork(150)
+        text = written(whole, tokenizer, 150, seed)
+        thinking = Thinking(begun)
+        thought, answer = thinking.push(text)
+        jsonschema.validate(json.loads(answer), TOWN)
+        lengths.add(len(thought))
+    assert max(lengths) > 20, "there is room to think"
+    assert begun or min(lengths) == 0, "it need not think"
+
+
+def test_a_form_holds_from_the_first_token_where_thinking_is_over_or_unknown(
+    thinker: Path, vocabulary: Vocabulary, tokenizer: Tokenizer
+) -> None:
+    form = vocabulary.json_schema(TOWN, 150)
+    assert behind_thought(form, tokenizer, tokenizer.encode("<think>"), 150) is form
+    other = Tokenizer.load(thinker)
+    form = Vocabulary(other, other.turn_end_ids).json_schema(TOWN, 150)
+    over = other.encode("<think>\n\n</think>\n\n")
+    assert behind_thought(form, other, over, 150) is form
 
 
 def test_the_end_comes_late_but_not_too_late(vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:

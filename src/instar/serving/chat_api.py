@@ -27,9 +27,10 @@ from instar.serving.asking import (
 )
 from instar.serving.chat_turns import must_call, offered_tools, turns
 from instar.serving.events import MEDIA_TYPE, EventStream
+from instar.serving.grammar import Grammar
 from instar.serving.openai_replies import ChatReply
 from instar.serving.openai_types import ChatRequest
-from instar.serving.reasoning import Thinking, begun
+from instar.serving.reasoning import FormBehindThought, Thinking, begun, behind_thought
 from instar.serving.screening import ScreenedText, screen_turns
 from instar.serving.token_words import chat_logprobs
 from instar.serving.tools import CLOSING, Call, CallParser
@@ -154,19 +155,25 @@ async def begin(request: ChatRequest, server: Server, field: str = "messages") -
         screen_turns(server.screen, conversation)
         once = (CLOSING,) if offered and request.parallel_tool_calls is False else ()
         stopping = stopping_of(request, model.stops, limit, once)
+
+        def constrained(room: int) -> Grammar | FormBehindThought | None:
+            form = constraint_of(request.response_format, model, room, call)
+            return form and behind_thought(form, model.tokenizer, prompt, room)
+
         return prompt, wishes(
             server,
             model,
             request,
             [(prompt, stopping)],
-            lambda room: constraint_of(request.response_format, model, room, call),
+            constrained,
             given(request.top_logprobs, 0),
         )
 
     prompt, asked_for = await aside(ready)
     writing = await server.worker.write(model.engine, asked_for, bool(request.stream))
     server.metrics.tokens.labels(model.name, "prompt").inc(len(prompt))
-    thinks = None if asked_for[0].constraint else begun(model.tokenizer, prompt)
+    at_once = isinstance(asked_for[0].constraint, Grammar)
+    thinks = None if at_once else begun(model.tokenizer, prompt)
     speakers = [Speaker(thinks, bool(offered), ScreenedText(server.screen)) for _ in asked_for]
     return Asked(server, model, writing, len(prompt), request, speakers)
 

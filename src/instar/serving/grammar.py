@@ -191,7 +191,7 @@ class Grammar:
     def __init__(
         self, vocabulary: Vocabulary, matcher: Any, limit: int, margin: int | None
     ) -> None:
-        self._vocabulary, self._matcher = vocabulary, matcher
+        self.vocabulary, self._matcher = vocabulary, matcher
         self._left, self._margin = limit, margin
         self._steps, self._check_at = 0, -1
         self._closing = False
@@ -215,11 +215,11 @@ class Grammar:
         mask = self._mask(self._matcher, self._last)
         self._spend(begun_s)
         if not mask.any():  # a dead end, which a schema without any solution can lead to
-            mask[self._vocabulary.stops] = True
+            mask[self.vocabulary.stops] = True
         if not self._closing and self._left <= self._check_at:
             self.look_ahead()
         if self._closing:
-            token = self._vocabulary.closest(mask)
+            token = self.vocabulary.closest(mask)
             mask[:] = False
             mask[token] = True
         return torch.from_numpy(mask)
@@ -232,13 +232,18 @@ class Grammar:
         self._matcher.accept_token(token)
 
     @property
+    def needed(self) -> int:
+        """Tokens that the rest of the reply needs; 1 where it is not closed early."""
+        return 1 if self._margin is None else self._steps + self._margin
+
+    @property
     def finished(self) -> bool:
         """Whether nothing more may follow."""
         return self._matcher.is_terminated()
 
     def _mask(self, matcher: Any, last: int | None) -> np.ndarray:
         """Which tokens may follow what a matcher was told, ``last`` being the last of it."""
-        known = self._vocabulary
+        known = self.vocabulary
         mask = known.mask(matcher)
         mask &= known.whole if last is None or not known.ends_in_ed[last] else known.after_ed
         return mask if self._margin is None else mask & known.no_controls
@@ -266,9 +271,9 @@ class Grammar:
         for steps in range(1, self._left + 1):
             begun_s = time.thread_time()
             mask = self._mask(matcher, token)
-            token = self._vocabulary.closest(mask) if mask.any() else None
+            token = self.vocabulary.closest(mask) if mask.any() else None
             self._spend(begun_s)
-            if token is None or token in self._vocabulary.stops:
+            if token is None or token in self.vocabulary.stops:
                 return steps
             matcher.accept_token(token)
         return self._left

@@ -1,15 +1,21 @@
 """A model that thinks aloud first: ``<think>...</think>`` is told apart from the answer.
 
 The tags are those of DeepSeek-R1 (2025, arXiv:2501.12948) and Qwen3 (2025, arXiv:2505.09388).
-Clients know the first part as ``reasoning_content``.
+Clients know the first part as ``reasoning_content``. Where the answer must have a form, the
+thinking before it need not.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from instar.generation.stopping import overlap
+from instar.serving.grammar import Grammar
 from instar.tokenizer.hf import Tokenizer
 
 OPENING, CLOSING = "<think>", "</think>"
@@ -67,7 +73,85 @@ class Thinking:
         return text
 
 
+class FormBehindThought:
+    """A form that the answer must have, and the thinking before it need not.
+
+    The thinking is closed while there is still room for the shortest answer.
+
+    Args:
+        form: What holds for the answer.
+        tags: The tokens that open and close the thinking.
+        begun: Whether the prompt itself opened the thinking.
+        limit: Tokens that thinking and answer have room for together.
+    """
+
+    def __init__(self, form: Grammar, tags: tuple[int, int], begun: bool, limit: int) -> None:
+        self._form, self._left = form, limit
+        self._opening, self._closing = tags
+        self._part: Literal["start", "thought", "answer"] = "thought" if begun else "start"
+
+    def fork(self, limit: int) -> FormBehindThought:
+        """The same for one more reply to the request, as ``Grammar.fork``."""
+        other = copy.copy(self)
+        other._form, other._left = self._form.fork(limit), limit
+        return other
+
+    def allowed(self) -> Tensor:
+        """Which tokens may come next, ``(V,)``; raises as ``Grammar.allowed`` does."""
+        spare = self._left - self._form.needed
+        if self._part == "thought":
+            mask = torch.full((self._form.vocabulary.size,), spare > 1)
+            mask[self._form.vocabulary.stops] = False
+            mask[self._closing] = True
+            return mask
+        mask = self._form.allowed()
+        if self._part == "start" and spare > 2:  # for both tags
+            mask[self._opening] = True
+        return mask
+
+    def accept(self, token: int) -> None:
+        """Told what was drawn."""
+        self._left -= 1
+        if self._part == "thought":
+            if token == self._closing:
+                self._part, self._form = "answer", self._form.fork(self._left)
+        elif self._part == "start" and token == self._opening:
+            self._part = "thought"
+        else:
+            self._part = "answer"
+            self._form.accept(token)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more may follow."""
+        return self._part == "answer" and self._form.finished
+
+
+def behind_thought(
+    form: Grammar, tokenizer: Tokenizer, prompt: Sequence[int], limit: int
+) -> Grammar | FormBehindThought:
+    """A form as the answer to a prompt needs it.
+
+    A model may think first where its tokenizer has a token for each tag, as those of models that
+    were taught to think do, and the prompt has not done away with the thinking.
+
+    Args:
+        form: What the answer must look like.
+        tokenizer: The model's.
+        prompt: Token ids.
+        limit: Tokens that the reply has room for.
+    """
+    opening, closing = (tokenizer.encode(tag, special=True) for tag in (OPENING, CLOSING))
+    if len(opening) != 1 or len(closing) != 1 or _end(tokenizer, prompt).endswith(CLOSING):
+        return form
+    tags = opening[0], closing[0]
+    return FormBehindThought(form, tags, begun(tokenizer, prompt), limit)
+
+
 def begun(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
     """Whether a prompt ends with an opening tag, so that the reply begins behind it."""
-    tail = tokenizer.decode(list(prompt[-TAIL:]), skip_special=False)
-    return tail.rstrip().endswith(OPENING)
+    return _end(tokenizer, prompt).endswith(OPENING)
+
+
+def _end(tokenizer: Tokenizer, prompt: Sequence[int]) -> str:
+    return tokenizer.decode(list(prompt[-TAIL:]), skip_special=False).rstrip()
