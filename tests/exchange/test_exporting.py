@@ -135,16 +135,26 @@ def test_mistakes(
     (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     mine = tmp_path / "mine"
     mine.mkdir()
-    (mine / "diary.txt").touch()
+    for name in ("diary.txt", "README.md", "Modelfile"):
+        (mine / name).write_text("My own.\n")
     for arguments, told in [
         ((adapter, "--to", "gguf"), f"instar merge {adapter} --out {adapter}-merged"),
         ((mine, "--to", "gguf"), "is not a checkpoint"),
         ((checkpoint("qwen3"), "--to", "ollama", "--out", mine), "has not made it"),
+        ((checkpoint("qwen3"), "--to", "safetensors", "--out", mine), "has not made it"),
         ((checkpoint("qwen3"), "--to", "safetensors", "--type", "q8_0"), "f32, f16 or bf16"),
     ]:
         assert export(*arguments) == 2
         assert told in capsys.readouterr().err
-    assert [path.name for path in mine.iterdir()] == ["diary.txt"]
+    assert {path.read_text() for path in mine.iterdir()} == {"My own.\n"}
+
+
+@pytest.mark.parametrize("target", ["ollama", "safetensors"])
+def test_what_was_exported_may_be_exported_again(
+    target: str, checkpoint: Make, tmp_path: Path, export: Callable[..., int]
+) -> None:
+    for _ in range(2):
+        assert export(checkpoint("qwen3"), "--to", target, "--out", tmp_path / "out") == 0
 
 
 def test_generation_marks_vanish() -> None:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Target = Literal["gguf", "ollama", "safetensors", "card"]
 
+OLLAMA_GGUF = "model.gguf"
+"""What a Modelfile of ours calls the model beside it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -124,7 +127,7 @@ def _ollama(options: Options, display: Display) -> Path:
 
     source = options.directory
     out = options.out or source.with_name(f"{source.name}-ollama")
-    _refuse_to_replace(out, "Modelfile")
+    _refuse_to_replace(out, "Modelfile", f"FROM ./{OLLAMA_GGUF}\n")
     config, tokenizer = (
         read_json(source / name) for name in ("config.json", "tokenizer_config.json")
     )
@@ -143,13 +146,13 @@ def _ollama(options: Options, display: Display) -> Path:
     with atomic_directory(out) as directory:
         general = _general(source, options.license)
         kind: Kind = options.type or "f16"
-        write_gguf(source, directory / "model.gguf", kind, general, display.step)
-        write_text(directory / "Modelfile", modelfile("model.gguf", chat, stops, context))
+        write_gguf(source, directory / OLLAMA_GGUF, kind, general, display.step)
+        write_text(directory / "Modelfile", modelfile(OLLAMA_GGUF, chat, stops, context))
     return out
 
 
 def _safetensors(options: Options, display: Display) -> Path:
-    from instar.exchange.card import write_card
+    from instar.exchange.card import MARK, write_card
     from instar.exchange.importing import CARRIED
     from instar.exchange.weights import DTYPES, StoredWeights, write_weights
 
@@ -158,7 +161,7 @@ def _safetensors(options: Options, display: Display) -> Path:
         raise UserError("safetensors are not written as q8_0", "Choose f32, f16 or bf16.")
     source = options.directory
     out = options.out or source.with_name(f"{source.name}-hf")
-    _refuse_to_replace(out, "README.md")
+    _refuse_to_replace(out, "README.md", MARK)
     with atomic_directory(out) as directory, StoredWeights(source) as weights:
 
         def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -179,9 +182,10 @@ def _safetensors(options: Options, display: Display) -> Path:
     return out
 
 
-def _refuse_to_replace(out: Path, sign: str) -> None:
-    """A directory of somebody's own is not replaced."""
-    if out.exists() and not (out / sign).is_file():
+def _refuse_to_replace(out: Path, file: str, mark: str) -> None:
+    """A directory of somebody's own is not replaced: in one of ours, a file has a mark."""
+    made = out / file
+    if out.exists() and not (made.is_file() and mark in made.read_text("utf-8", "replace")):
         raise UserError(f"{out} exists, and `instar export` has not made it", "Choose another.")
 
 
