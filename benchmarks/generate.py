@@ -139,10 +139,12 @@ class LlamaCpp:
         """Continue so many rows."""
         self.c.llama_memory_clear(self.c.llama_get_memory(self.context), True)
         prompts, last = prompt_rows(rows), []
-        for row in range(rows):
-            told = [(int(t), i, row, i == PROMPT - 1) for i, t in enumerate(prompts[row])]
-            self.decode(told)
-            last.append(self.likeliest(PROMPT - 1))
+        together = 512 // PROMPT  # whole prompts in one batch
+        for first in range(0, rows, together):
+            own = range(first, min(first + together, rows))
+            read = [(row, place) for row in own for place in range(PROMPT)]
+            self.decode([(int(prompts[row][i]), i, row, i == PROMPT - 1) for row, i in read])
+            last += [self.likeliest(PROMPT * (number + 1) - 1) for number in range(len(own))]
         for step in range(new - 1):
             self.decode([(token, PROMPT + step, row, True) for row, token in enumerate(last)])
             last = [self.likeliest(row) for row in range(rows)]

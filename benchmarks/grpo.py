@@ -1,9 +1,10 @@
 """Steps of RL on verifiable answers: ours beside trl's ``GRPOTrainer``, in turns.
 
 All begin with the same random model (6 million parameters) and the same tasks, and make the same
-step: so many prompts, so many replies to each of 32 tokens, one update with all of them. Whether
-a reply is right costs nothing to find out. Each round of each contestant is a process of its own;
-the first steps, in which kernels are chosen, do not count.
+step: so many prompts, so many replies to each of 32 tokens, one update with all of them. All draw
+from the same 4,096 tokens, so that few replies end before. Whether a reply is right costs nothing
+to find out. Each round of each contestant is a process of its own; the first steps, in which
+kernels are chosen, do not count.
 
     python benchmarks/grpo.py
 """
@@ -11,6 +12,7 @@ the first steps, in which kernels are chosen, do not count.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -34,6 +36,7 @@ from instar.model import CausalLM
 from instar.model.transformer import initialize
 from instar.stages.preparing import learners, prepared
 from instar.stages.rlvr import RLVRConfig, build
+from instar.tokenizer.bpe import SPECIAL_TOKENS
 from instar.tokenizer.hf import save_tokenizer
 from instar.training.interrupt import Interruptible
 from instar.training.loop import fit
@@ -55,7 +58,10 @@ def prepare(directory: Path) -> None:
     model = CausalLM(config)
     initialize(model, config, torch.Generator().manual_seed(0))
     save_model(model, directory)
-    save_tokenizer(directory, [(b"t", b"h")], config.max_position_embeddings)
+    # As many tokens as the model knows, none of them in the prompts.
+    high = [bytes([byte]) for byte in range(128, 256)]
+    unused = list(itertools.product(high, high))[: config.vocab_size - len(SPECIAL_TOKENS) - 256]
+    save_tokenizer(directory, unused, config.max_position_embeddings)
     texts = [f"What is {i} plus {i * 7 % 90}?" for i in range(10, 74)]
     tasks = [
         {"messages": [{"role": "user", "content": t}], "verifier": "integer", "answer": "1"}
@@ -65,8 +71,8 @@ def prepare(directory: Path) -> None:
     (directory / "tasks.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def ours(directory: Path, arguments: argparse.Namespace) -> list[float]:
-    """Seconds of every step of our stage."""
+def ours(directory: Path, arguments: argparse.Namespace) -> tuple[list[float], float]:
+    """Seconds of every step of our stage, and the mean tokens of a reply."""
     keep_freed_memory()
     values: dict[str, Any] = {
         "out": "unused",
@@ -86,12 +92,15 @@ def ours(directory: Path, arguments: argparse.Namespace) -> list[float]:
     ends = [time.perf_counter()]
     with Interruptible() as interrupt:
         watch = [lambda _: ends.append(time.perf_counter())]
-        parts = (learner, job.source, optimizers, config.training, Progress(), watch, Meter())
+        meter = Meter()
+        parts = (learner, job.source, optimizers, config.training, Progress(), watch, meter)
         fit(*parts, interrupt)
-    return list(np.diff(ends))
+    return list(np.diff(ends)), meter.means()["length"]
 
 
-def theirs(directory: Path, arguments: argparse.Namespace, settings: dict[str, Any]) -> list[float]:
+def theirs(
+    directory: Path, arguments: argparse.Namespace, settings: dict[str, Any]
+) -> tuple[list[float], float]:
     """The same of ``GRPOTrainer``."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -120,6 +129,7 @@ def theirs(directory: Path, arguments: argparse.Namespace, settings: dict[str, A
             max_completion_length=NEW,
             learning_rate=LR,
             save_strategy="no",
+            logging_steps=arguments.steps,
             report_to="none",
             disable_tqdm=True,
             use_cpu=True,
@@ -134,7 +144,8 @@ def theirs(directory: Path, arguments: argparse.Namespace, settings: dict[str, A
             callbacks=[Clock()],
         )
         trainer.train()
-    return list(np.diff(ends))
+    [length] = [r["completions/mean_length"] for r in trainer.state.log_history if "loss" in r]
+    return list(np.diff(ends)), length
 
 
 def main() -> None:
@@ -156,17 +167,22 @@ def main() -> None:
         )
         return
     seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    lengths: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
     with tempfile.TemporaryDirectory() as directory:
         prepare(Path(directory))
         for number in range(arguments.rounds):
             for who in list(seconds)[:: -1 if number % 2 else 1]:
                 command = [sys.executable, *sys.argv, "--only", who, "--directory", directory]
                 run = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-                seconds[who] += json.loads(run.stdout.splitlines()[-1])[WARM_UP:]
-    table = Table("", "seconds a step", "theirs / ours")
+                own, length = json.loads(run.stdout.splitlines()[-1])
+                seconds[who] += own[WARM_UP:]
+                lengths[who].append(length)
+    table = Table("", "seconds a step", "theirs / ours", "tokens a reply")
     for who, own in seconds.items():
         step = statistics.median(own)
-        table.add_row(who, f"{step:.2f}", f"{step / statistics.median(seconds['ours']):.2f}")
+        ratio = step / statistics.median(seconds["ours"])
+        length = statistics.mean(lengths[who])
+        table.add_row(who, f"{step:.2f}", f"{ratio:.2f}", f"{length:.1f}")
     Console().print(table)
 
 
