@@ -5,6 +5,7 @@ Shapes: N virtual tokens, L blocks, KV key heads, E head width, D model width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -60,6 +61,11 @@ class Prefixes(Slot):
             )
         return next(iter(lengths.values()), 0)
 
+    @property
+    def longest(self) -> int:
+        """Virtual tokens of the adapter that has the most, whoever is active."""
+        return max(map(len_of, self.deltas.values()), default=0)
+
     def keys_values(self, decoder: Any) -> Pairs:
         """The active adapter's, or one row of each row's."""
         if self.by_row is None:
@@ -80,6 +86,14 @@ class Prefixes(Slot):
 def len_of(part: nn.Module | None) -> int:
     """Virtual tokens of an adapter's part, if it has one."""
     return part.length if isinstance(part, Virtual) else 0
+
+
+def virtual_lengths(model: Headed, names: Sequence[str | None]) -> list[int]:
+    """How many virtual tokens each adapter has before its texts."""
+    places = model.model.prefix
+    if not isinstance(places, Prefixes):
+        return [0] * len(names)
+    return [len_of(places.part(name)) for name in names]
 
 
 def put_before(model: Headed, name: str, virtual: Virtual) -> None:

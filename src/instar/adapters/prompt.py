@@ -103,7 +103,7 @@ class LearntPrompt(Virtual):
 
     def keys_values(self, decoder: Any) -> Pairs:
         """What the blocks make of them."""
-        return read(decoder, self.prompt_embeddings.to(decoder.embeddings.weight.dtype))
+        return read(decoder, self.prompt_embeddings.to(next(decoder.embeddings.parameters()).dtype))
 
     def stored(self) -> dict[str, Tensor]:
         """The embeddings."""

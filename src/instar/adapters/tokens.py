@@ -62,7 +62,7 @@ class TokenSlot(Slot):
     def weight(self) -> Float[Tensor, "v d"]:
         """The table, with the active adapter's rows in it."""
         if self.by_row is not None:
-            raise ValueError("rows have adapters of their own, so there is no one table")
+            raise ValueError("rows of the batch have adapters of their own: there is no one table")
         part = self.chosen()
         if not isinstance(part, TokenRows):
             return self.base.weight
@@ -70,7 +70,25 @@ class TokenSlot(Slot):
 
     def forward(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """The tokens' rows."""
-        return F.embedding(ids, self.weight)
+        return self.made(ids, self._embedded)
+
+    def _embedded(self, ids: Int[Tensor, "b t"], part: nn.Module | None) -> Float[Tensor, "b t d"]:
+        rows = self.base(ids)
+        if not isinstance(part, TokenRows):
+            return rows
+        found = ids[..., None] == part.ids
+        own = F.embedding(found.int().argmax(dim=-1), part.rows).to(rows.dtype)
+        return torch.where(found.any(dim=-1, keepdim=True), own, rows)
+
+    def logits(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t v"]:
+        """What a head says whose matrix is the table."""
+        return self.made(x, self._spoken)
+
+    def _spoken(self, x: Float[Tensor, "b t d"], part: nn.Module | None) -> Float[Tensor, "b t v"]:
+        logits = F.linear(x, self.base.weight)
+        if not isinstance(part, TokenRows):
+            return logits
+        return logits.index_copy(-1, part.ids, F.linear(x, part.rows.to(x.dtype)).to(logits.dtype))
 
     def melted(self, name: str) -> nn.Module:
         """A plain embedding with the adapter's rows."""
@@ -99,9 +117,9 @@ class TiedHead(nn.Module):
         """The table."""
         return self._embedding[0].weight
 
-    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t v"]:
         """Logits."""
-        return F.linear(x, self.weight)
+        return self._embedding[0].logits(x)
 
 
 def put_rows_in(model: Headed, name: str, ids: Sequence[int]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from instar.adapters.base import slots as slots_of
+from instar.adapters.prefix import virtual_lengths
 from instar.adapters.rows import rows as adapters_by_row
 from instar.generation.body import Forward, fast_forward, is_compiled
 from instar.generation.lean import Place
@@ -69,24 +70,37 @@ class ModelReader:
 
     def read(self, ids: Tensor, view: View, last: Tensor, adapters: Sequence[str | None]) -> Tensor:
         """As ``Reader`` says."""
+        names = self._names(adapters)
+        virtual = virtual_lengths(self.model, names)
+        if len(set(virtual)) == 1:
+            return self._read(ids, view, last, names)
+        order, parts = list[int](), list[Tensor]()
+        for length in set(virtual):
+            own = [row for row, n in enumerate(virtual) if n == length]
+            rows = torch.tensor(own, device=ids.device)
+            asked = [names[row] for row in own]
+            parts.append(self._read(ids[rows], view.part(rows), last[rows], asked))
+            order += own
+        return torch.cat(parts)[torch.tensor(order, device=ids.device).argsort()]
+
+    def _read(self, ids: Tensor, view: View, last: Tensor, names: Sequence[str | None]) -> Tensor:
+        """Rows that have equally many virtual tokens before them."""
         rows = torch.arange(len(ids), device=ids.device)
 
         def head(hidden: Tensor) -> Tensor:
             # A head of which each row has its own wants rows of tokens.
             return self.model.lm_head(hidden[rows, last][:, None])[:, 0].float()
 
-        with thinking(self.model), self._speaking(adapters):
+        speaking = adapters_by_row(self.model, names) if any(names) else nullcontext()
+        with thinking(self.model), speaking:
             return self.model.read(head, ids, cache=view)
 
-    @contextmanager
-    def _speaking(self, adapters: Sequence[str | None]) -> Iterator[None]:
-        """Each row with its own adapter, where any asks for one."""
+    def _names(self, adapters: Sequence[str | None]) -> Sequence[str | None]:
+        """Whose the rows are, if any request says so; the others are the active adapter's then."""
         if not any(adapters):
-            yield
-            return
+            return adapters
         active = next((slot.active for slot in slots_of(self.model).values()), None)
-        with adapters_by_row(self.model, [name or active for name in adapters]):
-            yield
+        return [name or active for name in adapters]
 
 
 class LeanReader:

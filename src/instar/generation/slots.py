@@ -8,6 +8,8 @@ Shapes: R rows, KV key heads, C columns, E head width.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -208,6 +210,13 @@ class View(KVCache):
         first, last = (rows.start, rows.stop) if isinstance(rows, slice) else (0, slots.rows)
         numbers = torch.arange(first, last, device=lengths.device)
         self.numbers = numbers if isinstance(rows, slice) else rows
+
+    def part(self, rows: Tensor) -> View:
+        """Some of these rows, by their places among them."""
+        part = copy.copy(self)
+        part.chosen = part.numbers = self.numbers[rows]
+        part.lengths = self.lengths[rows]
+        return part
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new columns of one layer behind each row's own, and give all of them."""

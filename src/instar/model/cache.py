@@ -31,6 +31,11 @@ class Prefix(Protocol):
         """How many."""
         ...
 
+    @property
+    def longest(self) -> int:
+        """The most there are for anybody."""
+        ...
+
     def keys_values(self, decoder: Stack) -> list[tuple[Tensor, Tensor]]:
         """Keys and values ``(1, KV, length, E)`` of each block, keys already rotated."""
         ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -123,8 +125,8 @@ class GPT2Decoder(Stack):
         self.ln_f = LayerNorm(d, config.rms_norm_eps)
 
     @property
-    def embeddings(self) -> nn.Embedding:
-        """The table of tokens."""
+    def embeddings(self) -> Any:
+        """The table of tokens: an ``nn.Embedding``, or what adapters have put in its place."""
         return self.wte
 
     @property

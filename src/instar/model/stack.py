@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -32,8 +34,8 @@ class Stack(nn.Module):
         """Virtual tokens before every sequence (prefix and prompt tuning)."""
 
     @property
-    def embeddings(self) -> nn.Embedding:
-        """The table of tokens."""
+    def embeddings(self) -> Any:
+        """The table of tokens: an ``nn.Embedding``, or what adapters have put in its place."""
         raise NotImplementedError
 
     @property

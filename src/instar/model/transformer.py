@@ -28,8 +28,8 @@ class Decoder(Stack):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     @property
-    def embeddings(self) -> nn.Embedding:
-        """The table of tokens."""
+    def embeddings(self) -> Any:
+        """The table of tokens: an ``nn.Embedding``, or what adapters have put in its place."""
         return self.embed_tokens
 
     @property
@@ -67,7 +67,7 @@ class Headed(nn.Module):
     @property
     def context(self) -> int:
         """The longest text, in tokens: virtual ones in front of it take up their share."""
-        virtual = self.model.prefix.length if self.model.prefix is not None else 0
+        virtual = self.model.prefix.longest if self.model.prefix is not None else 0
         return self.config.max_position_embeddings - virtual
 
     def read(
