@@ -32,6 +32,23 @@ def test_train_encode_show(tmp_path, capsys):
     assert "bytes per token" in shown
 
 
+def test_control_tokens_are_plain_text_unless_asked_for(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("the cat and the hat\n" * 9)
+    out = tmp_path / "tokenizer"
+    main(["train", str(tmp_path / "a.txt"), "--vocab-size", "270", "--out", str(out)])
+
+    def ids(*options: str) -> list[int]:
+        capsys.readouterr()
+        main(["encode", str(out), "<|im_start|>the", *options])
+        return [int(i) for i in capsys.readouterr().out.split("ids: ")[1].splitlines()[0].split()]
+
+    tokenizer = Tokenizer.load(out)
+    plain, special = ids(), ids("--special")
+    assert tokenizer.decode(plain) == "<|im_start|>the" and len(plain) > 5
+    assert special == [*tokenizer.encode("<|im_start|>", special=True), *tokenizer.encode("the")]
+    assert len(special) < len(plain)
+
+
 def test_a_corpus_too_small_for_the_vocabulary_says_so(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("ab")
     main(["train", str(tmp_path / "a.txt"), "--vocab-size", "999", "--out", str(tmp_path / "t")])

@@ -139,7 +139,7 @@ def put_rows_in(model: Headed, name: str, ids: Sequence[int]) -> None:
         raise UserError(
             f"trainable_token_indices: {wrong[0]} is no id of a vocabulary of "
             f"{model.config.vocab_size}",
-            "`instar tokenizer encode --special` shows the ids of tokens.",
+            "`instar tokenizer encode DIR TEXT --special` shows the ids of tokens.",
         )
     path, embedding = next(
         (path, part) for path, part in model.named_modules() if part is model.model.embeddings

@@ -132,18 +132,25 @@ def train(
         console.print(f"The text has no more pairs or pieces; {vocab_size} tokens need more of it.")
 
 
-def encode(directory: tyro.conf.Positional[Path], text: tyro.conf.Positional[str]) -> None:
+def encode(
+    directory: tyro.conf.Positional[Path],
+    text: tyro.conf.Positional[str],
+    special: bool = False,
+) -> None:
     """Show how a text is cut: every token with its id.
 
     A piece that is only part of a character (a Chinese character has three bytes) is shown as
     its bytes, like <E4 BD>. Control tokens in the text are taken for plain text, as in a chat.
 
+    For example: instar tokenizer encode runs/mini/tokenizer "<|im_start|>user" --special
+
     Args:
         directory: A tokenizer or checkpoint directory.
         text: What to cut; quote it.
+        special: Take control tokens in the text for what they are.
     """
     tokenizer = Tokenizer.load(directory)
-    ids = tokenizer.encode(text)
+    ids = tokenizer.encode(text, special)
     table = Table("id", "piece")
     for id in ids:
         table.add_row(str(id), Text(piece(tokenizer.token_bytes(id))))
