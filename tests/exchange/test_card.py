@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import torch
 import yaml
 
+from instar.adapters.base import DEFAULT, AdapterConfig, add, merge
+from instar.adapters.methods import OWN, Method, described
 from instar.adapters.opening import content_of
 from instar.errors import UserError
 from instar.exchange.ancestry import ancestry, is_hub_id
-from instar.exchange.card import card, front_matter, write_card
+from instar.exchange.card import UNMERGED, card, front_matter, write_card
+from instar.model import CausalLM, ModelConfig
+from instar.model.transformer import initialize
 
+SMALL = ModelConfig(
+    vocab_size=64,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    max_position_embeddings=32,
+)
 COST = {"wall_s": 90.0, "cpu_s": 1.0, "tokens": 2_000_000, "flops": 3 * 10**12}
 COST |= {"peak_rss_bytes": 10**9, "exam_wall_s": 0.0}
 MACHINE = {"processor": "Abacus", "threads": "2", "torch": "9.9"}
@@ -135,8 +150,48 @@ def test_an_adapter(tmp_path: Path) -> None:
     text = card(directory)
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["base_model"] == "owner/base" and front["library_name"] == "peft"
-    assert "instar merge adapter" in text and "vllm serve" not in text
+    assert "Needs `peft`" in text and "vllm serve" not in text
+    assert "`instar merge adapter --out adapter-merged`" in text
     assert "That of its base, owner/base." in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "of_peft", "merges"),
+    [
+        ({"peft_type": "IA3"}, True, True),
+        ({"peft_type": "PREFIX_TUNING"}, True, False),
+        ({"peft_type": "PROMPT_TUNING"}, True, False),
+        ({"instar_method": {"method": "bitfit"}}, False, True),
+        ({"instar_method": {"method": "bottleneck"}}, False, False),
+    ],
+)
+def test_what_an_adapter_can_be_used_with(
+    tmp_path: Path, settings: dict[str, Any], of_peft: bool, merges: bool
+) -> None:
+    directory = stage(tmp_path, "sft", {"steps": 3})
+    (directory / "config.json").unlink()
+    settings = settings | {"base_model_name_or_path": "owner/base"}
+    (directory / "adapter_config.json").write_text(json.dumps(settings))
+    text = card(directory)
+    library = yaml.safe_load(text.split("---\n")[1])["library_name"]
+    assert library == ("peft" if of_peft else "instar")
+    assert ("Needs `peft`" in text) == ("AutoModelForCausalLM" in text) == of_peft
+    assert ("`instar chat sft`" in text) == (not of_peft)
+    assert ("`instar merge sft --out sft-merged`" in text) == merges
+    assert ("cannot be merged" in text) == (not merges)
+
+
+@pytest.mark.parametrize("method", get_args(get_args(Method)[0]))
+def test_a_card_knows_what_can_be_merged(method: type[AdapterConfig]) -> None:
+    model = CausalLM(SMALL)
+    initialize(model, SMALL, torch.Generator().manual_seed(0))
+    add(model, method())  # type: ignore[call-arg]
+    record = described(model.adapters[DEFAULT])
+    if record.get("peft_type", record.get(OWN, {}).get("method")) in UNMERGED:
+        with pytest.raises(UserError, match="cannot be merged"):
+            merge(model)
+    else:
+        merge(model)
 
 
 def test_nothing_is_known(tmp_path: Path) -> None:

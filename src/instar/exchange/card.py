@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
+from instar.adapters.methods import OWN
 from instar.errors import UserError
 from instar.exchange.ancestry import Link, ancestry, general_of, is_hub_id
 from instar.exchange.chat_template import chat_template
@@ -21,6 +22,9 @@ MARK = "written by `instar export --to card`; it may be written anew"
 
 CHATS = ("sft", "dpo", "ppo", "rlvr", "import")
 """Stages after which a model with a chat template is a partner in conversation."""
+
+UNMERGED = ("PREFIX_TUNING", "PROMPT_TUNING", "bottleneck")
+"""Methods that are no change of weights, as `adapter_config.json` calls them."""
 
 
 def write_card(directory: Path, out: Path, license: str = "") -> None:
@@ -55,6 +59,7 @@ def card(directory: Path, license: str = "") -> str:
         general |= _base_of(config, general)
     if license:
         general["license"] = license
+    own = config.get(OWN, {})
     trained = [link for link in chain if link.lineage.get("steps")]
     last = chain[-1]
     chats = bool(_template(directory)) and last.stage in CHATS
@@ -66,6 +71,8 @@ def card(directory: Path, license: str = "") -> str:
         mark=MARK,
         name=directory.resolve().name,
         adapter=adapter.is_file(),
+        own=bool(own),
+        mergeable=config.get("peft_type", own.get("method")) not in UNMERGED,
         front=_front(general, config, chats, adapter.is_file()),
         summary=_summary(chain, config, general),
         chats=chats,
@@ -117,11 +124,12 @@ def _front(general: dict[str, Any], config: dict[str, Any], chats: bool, adapter
     base = general.get("base_model")
     bases = [each for each in ([base] if isinstance(base, str) else base or []) if is_hub_id(each)]
     tags = ["instar", config.get("model_type", config.get("peft_type", "")).lower()]
+    library = "instar" if OWN in config else "peft" if adapter else "transformers"
     front = {
         "license": general.get("license"),
         "base_model": bases[0] if len(bases) == 1 else bases,
         "language": general.get("languages"),
-        "library_name": "peft" if adapter else "transformers",
+        "library_name": library,
         "pipeline_tag": "text-generation",
         "tags": [tag for tag in [*tags, "conversational" if chats else ""] if tag],
     }
