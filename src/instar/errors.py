@@ -23,5 +23,14 @@ class UserError(ValueError):
         return type(self), (self.problem, self.remedy)
 
 
+def installing(extra: str) -> str:
+    """The remedy where packages are missing that not everybody needs.
+
+    Args:
+        extra: What `pyproject.toml` calls them; several with commas.
+    """
+    return f"`pip install -e '.[{extra}]'` in the directory of instar's source adds it."
+
+
 class Elsewhere(Exception):  # noqa: N818 - the error is another process's
     """Another process of this run has failed, and says why itself."""

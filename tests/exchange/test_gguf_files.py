@@ -215,7 +215,7 @@ def test_a_part_of_a_file(number: int, tmp_path: Path) -> None:
 
 def test_the_library_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(UserError, match=r"`make exchange`, or pip install 'instar\[exchange\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[exchange\]'"):
         GGUFFile(tmp_path / "model.gguf")
 
 

@@ -188,5 +188,5 @@ def test_mistakes_are_the_users_to_mend(monkeypatch):
         return real(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UserError, match=r"pip install 'instar\[corpus\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[corpus\]'"):
         train_pieces(TEXTS, 420, "bpe")

@@ -7,7 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
-EXTRA = "Install what raw text needs: `make corpus`, or pip install 'instar[corpus]'."
+from instar.errors import installing
+
+EXTRA = installing("corpus")
 """The remedy where a library is missing."""
 
 

@@ -18,7 +18,7 @@ def hub_rows(path: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise UserError(f"{path} is a hub dataset", EXTRA) from None
+        raise UserError(f"{path} is a hub dataset, which needs datasets", EXTRA) from None
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(name, subset or None, split="train")

@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, TypeVar
 
-from instar.errors import UserError
+from instar.errors import UserError, installing
 
 W = TypeVar("W")
 
@@ -136,9 +136,7 @@ def _connected(runner: str, count: int | None) -> Any:
     try:
         import ray
     except ImportError:
-        raise UserError(
-            f"--runner {runner} needs Ray", "Install it: pip install 'instar[corpus,ray]'."
-        ) from None
+        raise UserError(f"--runner {runner} needs Ray", installing("corpus,ray")) from None
     import daft
 
     address = runner if runner.startswith("ray://") else os.environ.get("RAY_ADDRESS")

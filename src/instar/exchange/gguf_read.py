@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from instar.errors import UserError
+from instar.errors import UserError, installing
 from instar.exchange.gguf_names import ARCHITECTURES, ROPE_FACTORS, from_gguf, hugging_face_name
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
-
-EXTRA = "Install what GGUF files need: `make exchange`, or pip install 'instar[exchange]'."
-"""The remedy where the library is missing."""
 
 AGAIN = "It is cut short or damaged; download it again."
 
@@ -27,7 +24,7 @@ def library() -> Any:
     try:
         import gguf
     except ImportError:
-        raise UserError("gguf is not installed", EXTRA) from None
+        raise UserError("gguf is not installed", installing("exchange")) from None
     return gguf
 
 

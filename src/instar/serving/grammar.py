@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instar.errors import UserError
+from instar.errors import UserError, installing
 from instar.serving.shortest import PARTS, jump
 from instar.serving.tools import CLOSING, LITERAL, OPENING
 from instar.tokenizer.hf import Tokenizer
@@ -72,8 +72,7 @@ class Vocabulary:
             import xgrammar
         except ImportError:
             raise UserError(
-                "replies with a given form need xgrammar",
-                "Install it: `make serve`, or pip install 'instar[serve]'.",
+                "replies with a given form need xgrammar", installing("serve")
             ) from None
         self.library = xgrammar
         self.size = tokenizer.vocab_size

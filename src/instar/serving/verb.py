@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from instar.errors import UserError
+from instar.errors import UserError, installing
 
 if TYPE_CHECKING:
     from instar.serving.app import Rules
@@ -189,9 +189,7 @@ def main(argv: list[str]) -> int:
         import torch
         import uvicorn
     except ImportError as error:
-        raise UserError(
-            f"serving needs the package {error.name}", "`make serve` or pip install 'instar[serve]'"
-        ) from None
+        raise UserError(f"serving needs the package {error.name}", installing("serve")) from None
 
     from instar.serving.app import create_app
     from instar.serving.page import mount

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
-from instar.errors import UserError
+from instar.errors import UserError, installing
 from instar.tokenizer.bpe import SPECIAL_TOKENS
 from instar.tokenizer.hf import byte_piece, write_directory
 
@@ -111,10 +111,7 @@ def _library():
     try:
         import sentencepiece
     except ImportError:
-        raise UserError(
-            "sentencepiece is not installed",
-            "Install it: `make corpus`, or pip install 'instar[corpus]'.",
-        ) from None
+        raise UserError("sentencepiece is not installed", installing("corpus")) from None
     return sentencepiece
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from instar.errors import UserError
+from instar.errors import UserError, installing
 from instar.model.transformer import Headed
 
 GRAIN = 16
@@ -53,7 +53,5 @@ def _torchao() -> ModuleType:
         import torchao.float8  # pyright: ignore[reportMissingImports]
         import torchao.optim  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise UserError(
-            "adamw8bit and float8 need torchao", "Install it: pip install 'instar[gpu]'."
-        ) from None
+        raise UserError("adamw8bit and float8 need torchao", installing("gpu")) from None
     return torchao
