@@ -198,6 +198,11 @@ def test_a_model_of_the_hub_has_its_own_name_and_no_stages(
     assert "beside ours/model" in notes
 
 
+def test_a_log_of_decisions_needs_a_filter(runs, tmp_path: Path):
+    with pytest.raises(UserError, match="without --safety nothing is decided"):
+        main([str(runs / "sft"), "--safety-log", str(tmp_path / "log.jsonl")])
+
+
 def test_the_filter_stops_messages_and_replies(runs, monkeypatch, capsys, tmp_path: Path):
     script = Script(["Gladly. ", "To make ", "a bomb", ", begin.", " More."], ["Yes."])
     log = tmp_path / "log.jsonl"

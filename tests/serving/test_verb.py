@@ -103,7 +103,7 @@ def test_a_port_that_is_taken(runs: Path) -> None:
     "arguments",
     [[], ["{runs}/sft", "--queue", "0"], ["{runs}/sft", "--port", "70000"], ["{runs}/nothing"],
      ["{runs}/sft", "{runs}/sft"], ["{runs}/sft", "--rate", "-1"],
-     ["{runs}/sft", "--cache-gib", "nan"],
+     ["{runs}/sft", "--cache-gib", "nan"], ["{runs}/sft", "--safety-log", "log.jsonl"],
      ["{runs}/sft", "--name", "https://my.example"], ["{runs}/sft", "--name", "my.example:80"]],
 )  # fmt: skip
 def test_mistakes_on_the_command_line(runs: Path, arguments: list[str]) -> None:

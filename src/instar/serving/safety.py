@@ -269,6 +269,24 @@ class Gate:
         return self.filter.verdict(before + read, "assistant", score, max(0, len(before) - REACH))
 
 
+def filter_of(safety: bool, log: Path | None) -> Filter | None:
+    """The filter that `--safety` asks for, if it does; its classifier as ``Filter.load`` has it.
+
+    Args:
+        safety: Whether there is to be one.
+        log: Where it writes its decisions (`--safety-log`).
+
+    Raises:
+        UserError: There is a place for its decisions, and no filter.
+    """
+    if log and not safety:
+        raise UserError(
+            f"--safety-log is {log}, and without --safety nothing is decided",
+            "Add --safety, or leave it out.",
+        )
+    return Filter.load(log=log) if safety else None
+
+
 def instead(text: str, role: Role) -> str:
     """What to say in place of a stopped text, in the language in which that was written."""
     return STOPPED[role][1 if _CHINESE.search(text) else 0]

@@ -22,7 +22,7 @@ from instar.data.schema import Message
 from instar.errors import UserError
 from instar.hub import located
 from instar.serving.generate import CONTROLS, SamplingOptions
-from instar.serving.safety import Filter, Gate, instead
+from instar.serving.safety import Gate, filter_of, instead
 
 if TYPE_CHECKING:
     from instar.generation import Engine
@@ -97,6 +97,7 @@ class Chat:
         self.options = options
         self.person = person
         self.sampling = options.sampling()
+        self.filter = filter_of(options.safety, options.safety_log)
         self.out = Console(highlight=False)
         self.notes = Console(stderr=True, highlight=False, style="dim", soft_wrap=True)
         here = located(options.directory)
@@ -106,7 +107,6 @@ class Chat:
         self.name = options.directory.as_posix() if self.fetched else self.directory.name
         self.engine: Engine = Engine.load(self.directory, options.precision)
         self.stopping = options.stopping(self.engine, chat=True)
-        self.filter = Filter.load(log=options.safety_log) if options.safety else None
         self.reset()
 
     def note(self, text: str) -> None:

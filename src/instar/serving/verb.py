@@ -193,7 +193,7 @@ def main(argv: list[str]) -> int:
 
     from instar.serving.app import create_app
     from instar.serving.page import mount
-    from instar.serving.safety import Filter
+    from instar.serving.safety import filter_of
     from instar.serving.served import load, named
 
     rules = options.rules()
@@ -201,13 +201,13 @@ def main(argv: list[str]) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     sys.setswitchinterval(SWITCH_S)
+    screen = filter_of(options.safety, options.safety_log)
     models = load(named(options.models), options.precision, options.cache_bytes())
     for model in models:  # takes a while, for which nobody's stream should stand still
         _ = model.vocabulary
         model.engine.prepare()
     gc.collect()
     gc.freeze()  # or all that was imported would be searched for garbage again and again
-    screen = Filter.load(log=options.safety_log) if options.safety else None
     runs, votes = {m.name: m.directory for m in models}, options.votes_file(rules.keys)
     app = create_app(models, rules, screen, [lambda app: mount(app, runs, votes)])
     config = uvicorn.Config(
