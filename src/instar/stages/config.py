@@ -119,7 +119,8 @@ class TrainedStageConfig(StageConfig):
     (PEFT's kind of directory) beside its base. Where `init` is an adapter, that one goes on
     learning."""
     quantize: Bits | None = None
-    """Keep the frozen weights under an adapter in four bits (QLoRA): less memory, slower."""
+    """Keep the frozen weights under an adapter in four bits (QLoRA) while it learns: less memory,
+    slower."""
 
     def beginning(self) -> Path | None:
         """The path or name of the model that it begins with; none where that is fresh."""
