@@ -5,27 +5,29 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_COMPILED: ContextVar[bool] = ContextVar("compiled", default=False)
+_compiled = False
+"""Whether code is compiled now, in every thread: a GPU's backward pass runs in one of its own, and
+what it computes again must be computed as it was the first time."""
 
 
 @contextmanager
 def compiled(enabled: bool = True) -> Iterator[None]:
     """Within this context, every ``compilable`` function runs as compiled code.
 
-    Like autocast it reaches what is called inside, and only that: a loop that trains within it
-    leaves sampling and validation, whose shapes change all the time, as they are.
+    Like autocast it lasts as long as the block, backward passes within it included: a loop that
+    trains within it leaves sampling and validation, whose shapes change all the time, as they are.
     """
-    token = _COMPILED.set(enabled)
+    global _compiled
+    before, _compiled = _compiled, enabled
     try:
         yield
     finally:
-        _COMPILED.reset(token)
+        _compiled = before
 
 
 def compilable(function: Callable[P, R]) -> Callable[P, R]:
@@ -38,7 +40,7 @@ def compilable(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        chosen = _compile(function) if _COMPILED.get() else function
+        chosen = _compile(function) if _compiled else function
         return chosen(*args, **kwargs)
 
     return call
