@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,21 @@ def test_what_is_missing_is_named(
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(UserError, match=r"torchao.*instar\[gpu\]"):
         Optimizers(make_model(), OptimizerConfig(name="adamw8bit"))
+
+
+def test_a_rate_that_is_kept_as_a_tensor_can_be_written_down(
+    make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_torchao_does(groups: list[dict[str, Any]], **settings: Any) -> torch.optim.Optimizer:
+        made = torch.optim.AdamW(groups, **settings, fused=True)
+        for group in made.param_groups:
+            group["lr"] = torch.tensor(group["lr"])
+        return made
+
+    monkeypatch.setattr(eight_bit, "adamw", as_torchao_does)
+    optimizers = Optimizers(make_model(), OptimizerConfig(name="adamw8bit", lr=0.5))
+    optimizers.step(0.5)
+    assert json.dumps({"lr": optimizers.lr}) == '{"lr": 0.25}'
 
 
 def test_float8_says_what_it_needs(make_model: Callable[..., Any]) -> None:

@@ -208,8 +208,8 @@ class Optimizers:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the first group, for the log."""
-        return self.all[0].param_groups[0]["lr"]
+        """The learning rate of the first group, for the log; torchao keeps it as a tensor."""
+        return float(self.all[0].param_groups[0]["lr"])
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
