@@ -118,6 +118,15 @@ def test_replies_are_the_same_bits_in_any_company(tokenizer: Tokenizer, precisio
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_training_around_it_has_no_say_in_the_precision(tokenizer: Tokenizer, precision: str):
+    engine = Engine(model_of(tokenizer, {}), tokenizer, precision=precision)  # type: ignore[arg-type]
+    alone = engine.generate(prompts(5), GREEDY, STOPPING)
+    engine.rest()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert engine.generate(prompts(5), GREEDY, STOPPING) == alone
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_weights_that_change_in_place_are_taken_over(tokenizer: Tokenizer, precision: str):
     model = model_of(tokenizer, {})
     engine = Engine(model, tokenizer, precision=precision)  # type: ignore[arg-type]

@@ -53,7 +53,9 @@ class ModelReader:
     """The model itself, whatever it is made of.
 
     Args:
-        model: Runs in its own precision; weights and training mode stay as they are.
+        model: Runs in its own precision, or under the autocast around it, as it does in training:
+            frozen matrices under adapters may only fit that. Weights and training mode stay as
+            they are.
     """
 
     masks = True
@@ -108,7 +110,7 @@ class LeanReader:
 
     Args:
         model: One that ``body.fits``.
-        format: Of the copied matrices.
+        format: Of the copied matrices, whatever the autocast around it.
     """
 
     def __init__(self, model: CausalLM, format: Format) -> None:
@@ -137,7 +139,8 @@ class LeanReader:
     def read(self, ids: Tensor, view: View, last: Tensor, adapters: Sequence[str | None]) -> Tensor:
         """As ``Reader`` says."""
         assert self._forward is not None, "refresh comes first"
-        with torch.no_grad():
+        # Training's autocast would multiply in its own format.
+        with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
             ends = None if ids.shape[1] == 1 else last
             place = Place(view.store, view.chosen, view.numbers, view.lengths, view.width)
             return self._forward(ids, place, ends)

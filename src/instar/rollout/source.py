@@ -41,8 +41,9 @@ class RolloutConfig(Config):
     """Of the sampler; at 1 replies come from the policy itself (but for rounding), as the
     mathematics supposes."""
     precision: Precision = "auto"
-    """Format of the policy's matrices while it answers; `auto` is that of training's products.
-    What is learnt from is always what the policy itself says of a reply."""
+    """Format of the policy's matrices while it answers; `auto` is that of training's products. A
+    policy with adapters, experts or windows, and GPT-2, answers as it trains. What is learnt from
+    is always what the policy itself says of a reply."""
     epochs: Positive = 1
     """How often each reply is learnt from."""
     minibatches: Positive = 1
