@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from instar import machine
+from instar import lineage, machine
 from instar.machine import fastest, product_flops, remembered
 
 
@@ -45,6 +45,25 @@ def test_another_machine_asks_for_itself(monkeypatch: pytest.MonkeyPatch, cache:
     monkeypatch.undo()
     kept = json.loads(cache.read_text())
     assert sorted(answers["speed"] for answers in kept.values()) == [1, 2]
+
+
+def test_another_gpu_asks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert remembered("speed", lambda: 1) == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, speed in (("H100", 2), ("A10", 3)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
+        assert remembered("speed", lambda speed=speed: speed) == speed
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert remembered("speed", lambda: 4) == 1
+
+
+def test_a_gpu_that_was_at_work_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert "gpu" not in lineage.environment()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
+    assert lineage.environment()["gpu"] == "H100"
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": '])

@@ -87,6 +87,12 @@ def peak_rss_bytes() -> int:
     return peak if platform.system() == "Darwin" else peak * 1024
 
 
+def _cuda() -> Any:
+    """``torch.cuda`` where a GPU is at work; work on text alone does not wait for torch."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch and torch.cuda.is_initialized() else None
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
@@ -100,9 +106,10 @@ def hash_value(value: object) -> str:
 
 
 def environment() -> dict[str, str]:
-    """The versions and the machine that a result depends on."""
+    """The versions and the machine that a result depends on; a GPU where one was at work."""
     torch = sys.modules.get("torch")  # work on text alone does not wait for it
-    return {
+    gpu = {"gpu": cuda.get_device_name()} if (cuda := _cuda()) else {}
+    return gpu | {
         "instar": instar.__version__,
         "python": platform.python_version(),
         "torch": version("torch"),

@@ -59,7 +59,7 @@ def remembered(question: str, measure: Callable[[], Any]) -> Any:
     """What ``measure`` found (a JSON value), the first time that ``question`` was asked here.
 
     Answers are kept in ``instar/machine.json`` in the user's cache directory, apart for each
-    processor, number of threads and version of torch; delete the file to have it all measured
+    processor, GPU, number of threads and version of torch; delete the file to have it all measured
     again. What a run chooses by them so stays the same when it is stopped and goes on.
     """
     path, key = cache_directory() / "machine.json", identity()
@@ -91,8 +91,9 @@ def fastest(question: str, speeds: Callable[[], dict[str, float]], default: str)
 
 
 def identity() -> str:
-    """What answers belong to: processor, threads and version of torch."""
-    return f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    """What answers belong to: processor, threads and version of torch, and the GPU if any."""
+    told = f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{told}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else told
 
 
 def cache_directory() -> Path:

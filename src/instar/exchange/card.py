@@ -171,7 +171,8 @@ def _cost(trained: Sequence[Link]) -> str:
     costs = [link.lineage["cost"] for link in trained]
     wall, flops = (sum(cost[key] for cost in costs) for key in ("wall_s", "flops"))
     machines = {
-        f"{found['processor']}, {found['threads']} threads, torch {found['torch']}"
+        f"{', '.join(found[name] for name in ('gpu', 'processor') if name in found)}, "
+        f"{found['threads']} threads, torch {found['torch']}"
         for link in trained
         if (found := link.lineage.get("environment"))
     }
