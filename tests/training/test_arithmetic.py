@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +67,29 @@ def test_without_a_compiler_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("CXX", "there-is-no-such-compiler")
     monkeypatch.setattr(arithmetic, "remembered", lambda *_: pytest.fail("tried"))
     assert not arithmetic.can_compile()
+
+
+def test_the_compiler_is_tried_on_the_device_that_trains(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(arithmetic.shutil, "which", lambda name: name)
+
+    def whole_on_a_processor_only(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(x: torch.Tensor) -> torch.Tensor:
+            if x.device.type != "cpu":
+                raise RuntimeError("no kernel")
+            return function(x)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", whole_on_a_processor_only)
+    for device, works in (("cpu", True), ("meta", False), ("cpu", True)):
+        monkeypatch.setattr(
+            arithmetic, "default_device", lambda device=device: torch.device(device)
+        )
+        assert arithmetic.can_compile() is works
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from instar.data.sources import PackedSource, Source
+from instar.distributed import default_device
 from instar.machine import product_flops, remembered
 from instar.training.precision import Precision, resolve
 
@@ -47,18 +48,20 @@ def compiles(choice: Compile, objective: nn.Module, source: Source, steps: int) 
 
 
 def can_compile() -> bool:
-    """Whether there is a compiler that works; tried once on a machine."""
+    """Whether there is a compiler that works for this device; tried once on a machine."""
     if not shutil.which(os.environ.get("CXX", "g++")):
         return False
-    return remembered("compiles", _try_to_compile)
+    device = default_device()
+    question = "compiles" if device.type == "cpu" else f"compiles on {device.type}"
+    return remembered(question, lambda: _try_to_compile(device))
 
 
-def _try_to_compile() -> bool:
+def _try_to_compile(device: torch.device) -> bool:
     try:
-        found = torch.compile(lambda x: x.exp() + 1)(torch.zeros(64))
+        found = torch.compile(lambda x: x.exp() + 1)(torch.zeros(64, device=device))
+        return bool((found == 2).all())
     except Exception:  # whatever a compiler that is not whole may come up with
         return False
-    return bool((found == 2).all())
 
 
 def arithmetic(
