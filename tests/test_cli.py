@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from instar import cli
 from instar.errors import UserError
@@ -182,6 +183,9 @@ def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
     return call(monkeypatch, "grow")
 
 
+CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.57 GiB"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
@@ -189,6 +193,9 @@ def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
         (UserError("the lamp is off", "Switch it on."), 2, "the lamp is off. Switch it on."),
         (OSError(errno.ENOSPC, "No space left on device", "a.bin"), 2, "(a.bin). Free some space"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "(/x). Choose a place"),
+        (torch.OutOfMemoryError(CUDA), 2, "another 2.00 GiB were asked for. To train with less"),
+        (RuntimeError("can't allocate memory: tried to allocate 9 bytes."), 2, "another 9 bytes"),
+        (MemoryError(), 2, "not enough memory. To train with less, lower micro_batch"),
         (RuntimeError("oops"), 1, "RuntimeError: oops. This is a fault of ours"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import sys
@@ -34,6 +35,13 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("instar.report.page", "write report.html and report.json of a life"),
 }
 """Verb to the module whose `main` does it, and what it does."""
+
+LESS = (
+    "To train with less, lower micro_batch, micro_tokens or rollout.micro_batch, or set "
+    "training.activation_checkpointing; to write with less, lower --cache-gib or choose a smaller "
+    "model."
+)
+"""What to do where memory is not enough."""
 
 USER_ERROR = 2
 INTERNAL_ERROR = 1
@@ -132,6 +140,11 @@ def _guarded(action: Callable[[], int], debug: bool) -> int:
     except Exception as error:
         if debug:
             raise
+        if _lacks_memory(error):
+            asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
+            more = f": another {asked[1]} were asked for" if asked else ""
+            print(f"instar: there is not enough memory{more}. {LESS}", file=sys.stderr)
+            return USER_ERROR
         kind = type(error).__name__
         print(
             f"instar: {kind}: {error}. This is a fault of ours: run `instar --debug ...` and "
@@ -139,6 +152,13 @@ def _guarded(action: Callable[[], int], debug: bool) -> int:
             file=sys.stderr,
         )
         return INTERNAL_ERROR
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether a device, or the machine, has no more memory to give."""
+    if isinstance(error, RuntimeError):  # torch's, of a GPU and of the processor
+        return bool(re.search("out of memory|can't allocate memory", str(error)))
+    return isinstance(error, MemoryError)
 
 
 def _unread() -> bool:
