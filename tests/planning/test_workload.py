@@ -50,6 +50,7 @@ def test_ranks_do_not_share_held_out_data() -> None:
 def test_held_out_batches_hold_every_row_once() -> None:
     rows = [Extent(1, 8, 2)] * 5
     assert [extent.rows for extent in cut(rows, 2)] == [2, 2, 1]
+    assert [extent.rows for extent in cut(rows, 4, micro_tokens=24)] == [3, 1, 1]
 
 
 def test_rollouts_are_cut_as_the_source_cuts_them() -> None:

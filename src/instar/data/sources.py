@@ -134,6 +134,26 @@ class PackedSource(StepSource):
         return Batch(input_ids=ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous())
 
 
+def fitting(lengths: Sequence[int] | np.ndarray, micro_tokens: float) -> Iterator[slice]:
+    """Stretches of examples of which as many as fit share ``micro_tokens``; one always fits."""
+    first = longest = 0
+    for i, length in enumerate(lengths):
+        longest = max(longest, length)
+        if i > first and (i - first + 1) * longest > micro_tokens:
+            yield slice(first, i)
+            first, longest = i, length
+    if first < len(lengths):
+        yield slice(first, len(lengths))
+
+
+def in_order(examples: Sequence[T], batch_size: int, micro_tokens: float) -> Iterator[Sequence[T]]:
+    """Every example once, as it comes, in parts of such sizes: for measuring."""
+    for i in range(0, len(examples), batch_size):
+        some = examples[i : i + batch_size]
+        for part in fitting([len(example) for example in some], micro_tokens):
+            yield some[part]
+
+
 class ExampleSource(StepSource, Generic[T]):
     """Examples of varied length, grouped so that a batch holds similar ones.
 
@@ -194,20 +214,8 @@ class ExampleSource(StepSource, Generic[T]):
             self._order = (epoch, self._arrange(epoch))
         chosen = self._order[1][place][self.rank :: self.world_size]
         self.step += 1
-        return [self.collate([self.examples[j] for j in some]) for some in self._cut(chosen)]
-
-    def _cut(self, chosen: np.ndarray) -> Iterator[list[int]]:
-        """Micro-batches that hold as many examples as fit into ``micro_tokens``."""
-        some: list[int] = []
-        longest = 0
-        for j in chosen:
-            longest = max(longest, self.lengths[j])
-            if some and (len(some) + 1) * longest > self.micro_tokens:
-                yield some
-                some, longest = [], self.lengths[j]
-            some.append(j)
-        if some:
-            yield some
+        parts = fitting(self.lengths[chosen], self.micro_tokens)
+        return [self.collate([self.examples[j] for j in chosen[part]]) for part in parts]
 
     def _arrange(self, epoch: int) -> np.ndarray:
         """Indices of every batch of an epoch ``(batches, batch_size)``."""

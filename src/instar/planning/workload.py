@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ import numpy as np
 from instar.adapters.base import AdapterConfig
 from instar.adapters.opening import Bits
 from instar.data.batch import Batch, padded_width
-from instar.data.sources import ExampleSource
+from instar.data.sources import ExampleSource, in_order
 from instar.model.config import ModelConfig
 from instar.planning.weights import Weights, weigh
 from instar.rollout.folding import partition, row_tokens
@@ -186,9 +187,9 @@ def example_steps(
     return [cast(Step, next(source)) for _ in range(min(steps, TYPICAL_STEPS))]
 
 
-def cut(examples: Sequence[Extent], size: int) -> Step:
-    """Examples in batches of ``size``, in their order."""
-    return [gathered(examples[i : i + size]) for i in range(0, len(examples), size)]
+def cut(examples: Sequence[Extent], size: int, micro_tokens: float = math.inf) -> Step:
+    """Examples in batches of ``size`` or less, in their order, as validation reads them."""
+    return [gathered(some) for some in in_order(examples, size, micro_tokens)]
 
 
 def rollouts(

@@ -11,7 +11,7 @@ from annotated_types import Gt
 from instar.data.batch import Batch
 from instar.data.pairs import Pair, pad_pairs, preference_pairs
 from instar.data.readers import read_all
-from instar.data.sources import ExampleSource
+from instar.data.sources import ExampleSource, in_order
 from instar.distributed import world
 from instar.planning.survey import Survey
 from instar.planning.workload import Workload, cut, example_steps
@@ -57,7 +57,7 @@ class PairsConfig(TrainedStageConfig):
             survey.model(self.init),
             self.training,
             example_steps(pairs, self.batch_size, self.micro_tokens, self.seed, steps),
-            validation=cut(survey.whole().pairs(self.valid), self.batch_size),
+            validation=cut(survey.whole().pairs(self.valid), self.batch_size, self.micro_tokens),
             text_bytes=survey.text_bytes(*self.data),
         )
 
@@ -74,5 +74,5 @@ class PairsConfig(TrainedStageConfig):
 
     def batches(self, pairs: list[Pair], tokenizer: Tokenizer) -> Iterator[Batch]:
         """Batches to measure on: every pair once."""
-        for i in range(0, len(pairs), self.batch_size):
-            yield pad_pairs(pairs[i : i + self.batch_size], tokenizer.pad_id)
+        for some in in_order(pairs, self.batch_size, self.micro_tokens):
+            yield pad_pairs(some, tokenizer.pad_id)

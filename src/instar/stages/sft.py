@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ from instar.adapters.opening import load_tokenizer
 from instar.data.batch import Batch
 from instar.data.packing import Row, check_length, conversation_row, pad_rows
 from instar.data.readers import read_all
-from instar.data.sources import ExampleSource
+from instar.data.sources import ExampleSource, in_order
 from instar.distributed import default_device, world
 from instar.planning.survey import Survey
 from instar.planning.workload import Extent, Workload, cut, example_steps
@@ -83,7 +83,7 @@ def build(config: SFTConfig) -> Job:
         check_length(made, context, [record.place for record in records])
         return made
 
-    def collate(some: list[Row]):
+    def collate(some: Sequence[Row]) -> Batch:
         return pad_rows(some, tokenizer.pad_id)
 
     new, valid = rows(config.data), rows(config.valid) if config.valid else []
@@ -109,8 +109,7 @@ def build(config: SFTConfig) -> Job:
     )
 
     def validate() -> dict[str, float]:
-        cuts = range(0, len(valid), config.batch_size)
-        batches = (collate(valid[i : i + config.batch_size]) for i in cuts)
+        batches = map(collate, in_order(valid, config.batch_size, config.micro_tokens))
         return held_out(held.measured, (batch.to(default_device()) for batch in batches))
 
     def flops(tokens: int) -> int:
@@ -166,7 +165,9 @@ def needs(config: SFTConfig, survey: Survey) -> Workload:
         example_steps(
             examples, config.batch_size, config.micro_tokens, config.seed, config.training.steps
         ),
-        validation=cut(survey.whole().conversations(config.valid), config.batch_size),
+        validation=cut(
+            survey.whole().conversations(config.valid), config.batch_size, config.micro_tokens
+        ),
         text_bytes=survey.text_bytes(*config.data, *config.replay, *config.replay_conversations),
     )
     return config.keep.needs(work, survey.on_cpu)
