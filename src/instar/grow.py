@@ -245,6 +245,8 @@ def summary(directory: Path) -> str:
     if cost["tokens"]:
         text += f", {cost['tokens'] / 1e6:.2f}M tokens"
     text += f", peak {cost['peak_rss_bytes'] / 2**30:.1f} GiB"
+    if gpu := cost.get("peak_gpu_bytes"):
+        text += f", of the GPU {gpu / 2**30:.1f} GiB"
     if (directory / RESULT).exists():
         exams = read_json(directory / RESULT)["exams"]
         text += f"; exams in {cost['exam_wall_s']:.0f} s: "

@@ -34,6 +34,7 @@ class Cost:
         flops: Estimated floating-point operations (see ``ModelConfig.flops_per_token``).
         peak_rss_bytes: The most memory that the stage or its exams held.
         exam_wall_s: Seconds of the exams that followed.
+        peak_gpu_bytes: The most of a GPU's memory that tensors of both held; 0 without a GPU.
     """
 
     wall_s: float = 0.0
@@ -42,6 +43,7 @@ class Cost:
     flops: int = 0
     peak_rss_bytes: int = 0
     exam_wall_s: float = 0.0
+    peak_gpu_bytes: int = 0
 
 
 class Stopwatch:
@@ -85,6 +87,17 @@ def peak_rss_bytes() -> int:
     # Linux counts in KiB, macOS in bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def reset_peak_gpu() -> None:
+    """Begin to count the peak of the GPU's memory anew, where one is at work."""
+    if cuda := _cuda():
+        cuda.reset_peak_memory_stats()
+
+
+def peak_gpu_bytes() -> int:
+    """The most that tensors have held on this process's GPU since ``reset_peak_gpu``."""
+    return cuda.max_memory_allocated() if (cuda := _cuda()) else 0
 
 
 def _cuda() -> Any:

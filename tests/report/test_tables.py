@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from instar.errors import UserError
-from instar.report import tables
+from instar.report import page, tables
 from instar.report.tables import collect
 
 
@@ -20,6 +20,19 @@ def test_collects_every_number_by_its_documented_name(run):
     assert report["comparisons"]["ppo_vs_sft"]["kl"] == 6.8
     assert report["baselines"]["ngram"]["zh"]["score"] == 1.31
     json.dumps(report, allow_nan=False)
+
+
+def test_a_gpus_memory_is_told_where_there_was_one(run):
+    assert collect(run)["total"]["peak_gpu_bytes"] == 0, "older lineages do not know of it"
+    assert "GPU" not in page.summary(collect(run))
+    path = run / "sft" / "lineage.json"
+    lineage = json.loads(path.read_text(encoding="utf-8"))
+    lineage["cost"]["peak_gpu_bytes"] = 3 * 2**29
+    path.write_text(json.dumps(lineage), encoding="utf-8")
+    assert collect(run)["total"]["peak_gpu_bytes"] == 3 * 2**29
+    assert "1.66 GiB of memory and 1.50 GiB of a GPU's." in page.summary(collect(run))
+    titles = " ".join(page._resources(tables.read_run(run)))
+    assert "Peak memory of the GPU" in titles
 
 
 def test_forgetting_is_the_difference_from_sft(run):

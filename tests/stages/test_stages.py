@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from instar import lineage
 from instar.adapters.base import frozen_twin
 from instar.checkpoint import load_causal_lm, load_score_model
 from instar.config import override
@@ -59,6 +61,21 @@ def test_every_stage_leaves_a_whole_checkpoint(life: Path, values: Values) -> No
         assert steps == [1, 2]
     hidden = [path.name for path in life.iterdir() if path.name.startswith(".")]
     assert not hidden, "no working folders are left"
+
+
+def test_a_gpus_memory_is_counted_from_the_stages_beginning(
+    values: Values, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks = [2**33]
+    gpu = SimpleNamespace(
+        reset_peak_memory_stats=lambda: peaks.append(2**30),
+        max_memory_allocated=lambda: peaks[-1],
+        get_device_name=lambda: "H100",
+    )
+    monkeypatch.setattr(lineage, "_cuda", lambda: gpu)
+    made = read_json(run(values["pretrain"]) / "lineage.json")
+    assert made["cost"]["peak_gpu_bytes"] == 2**30
+    assert made["environment"]["gpu"] == "H100"
 
 
 def test_only_what_should_learn_has_learnt(life: Path, values: Values) -> None:

@@ -51,6 +51,14 @@ def test_a_run_from_the_beginning(clock: Clock) -> None:
     assert lines[1].endswith(", 1960 s left") and lines[2].endswith(", 1940 s left")
 
 
+def test_a_gpus_memory_is_shown_beside_the_machines(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "GPU" not in said(clock, [1], 100, 20.0)[-1]
+    monkeypatch.setattr(display, "peak_gpu_bytes", lambda: 3 * 2**29)
+    assert "GiB · GPU 1.5 GiB" in said(clock, [1], 100, 20.0)[-1]
+
+
 def test_a_run_that_went_back_counts_from_there(clock: Clock) -> None:
     lines = said(clock, [50, 40, 41], 100, 20.0)
     assert lines[-1].endswith(", 1180 s left")

@@ -16,7 +16,7 @@ from instar.data.readers import read_all
 from instar.distributed import default_device
 from instar.evaluation.exams import ExamResult, summarise
 from instar.files import matching, read_json, write_json
-from instar.lineage import LINEAGE, hash_file, hash_value, peak_rss_bytes
+from instar.lineage import LINEAGE, hash_file, hash_value, peak_gpu_bytes, peak_rss_bytes
 from instar.memory import release_freed_memory
 from instar.tokenizer.hf import Tokenizer
 from instar.training.display import Display
@@ -97,6 +97,7 @@ class Examiner:
         cost = lineage["cost"]
         cost["exam_wall_s"] = time.perf_counter() - began
         cost["peak_rss_bytes"] = max(cost["peak_rss_bytes"], peak_rss_bytes())
+        cost["peak_gpu_bytes"] = max(cost.get("peak_gpu_bytes", 0), peak_gpu_bytes())
         write_json(directory / LINEAGE, lineage)
         rows = {name: asdict(exam) for name, exam in exams.items()}
         write_json(result, {"key": key, "exams": rows})

@@ -15,7 +15,7 @@ from instar.files import read_json, write_json, write_text
 from instar.report import keeping, plots, tables
 from instar.report.corpus import write_page
 from instar.report.resources import timelines
-from instar.report.tables import Record, Stage
+from instar.report.tables import PEAKS, Record, Stage
 from instar.report.templates import amount, as_yaml, duration, template
 
 
@@ -173,11 +173,13 @@ def summary(record: Record) -> str:
     total, stages = record["total"], record["stages"]
     sizes = [stage["parameters"] for stage in stages.values() if stage["parameters"]]
     model = f"A language model of {amount(max(sizes))} parameters" if sizes else "This run"
+    held = total.get("peak_gpu_bytes")
+    gpu = f" and {held / 2**30:.2f} GiB of a GPU's" if held else ""
     sentences = [
         f"{model} went through {len(stages)} stages in {duration(total['wall_s'])}, "
         f"{duration(total['exam_wall_s'])} of it in exams. It was trained on "
         f"{amount(total['tokens'])} tokens and needed at most "
-        f"{total['peak_rss_bytes'] / 2**30:.2f} GiB of memory."
+        f"{total['peak_rss_bytes'] / 2**30:.2f} GiB of memory{gpu}."
     ]
     examined = {name: s["exams"] for name, s in stages.items() if name != "reward" and s["exams"]}
     told = []
@@ -203,11 +205,12 @@ def _resources(stages: Sequence[Stage]) -> list[Markup]:
     """Where time and memory went."""
     names = [stage.name for stage in stages]
     costs = [stage.lineage.get("cost", {}) for stage in stages]
-    memory = [(cost.get("peak_rss_bytes") or 0) / 2**30 for cost in costs]
+    memory, gpu = ([(cost.get(name) or 0) / 2**30 for cost in costs] for name in PEAKS)
     times = [cost.get("wall_s") or 0 for cost in costs]
     return [
         plots.bars(names, times, "Wall time", "s"),
         plots.bars(names, memory, "Peak memory", "GiB"),
+        *([plots.bars(names, gpu, "Peak memory of the GPU", "GiB")] if any(gpu) else []),
     ]
 
 

@@ -18,6 +18,9 @@ REFERENCE = "sft"
 
 SCHEMA = 1
 
+PEAKS = ("peak_rss_bytes", "peak_gpu_bytes")
+"""What a stage held of the machine's memory and of a GPU's."""
+
 Record = dict[str, Any]
 
 
@@ -162,7 +165,7 @@ def _total(costs: list[Record]) -> Record:
         "cpu_s": add("cpu_s"),
         "tokens": add("tokens"),
         "flops": add("flops"),
-        "peak_rss_bytes": max((cost.get("peak_rss_bytes") or 0 for cost in costs), default=0),
+        **{name: max((cost.get(name) or 0 for cost in costs), default=0) for name in PEAKS},
     }
 
 

@@ -18,7 +18,15 @@ from instar.checkpoint import control_tokens, save_model, weights_of
 from instar.distributed import default_device, is_main, on_main, world
 from instar.errors import UserError
 from instar.files import atomic_directory, write_json
-from instar.lineage import Cost, Stopwatch, peak_rss_bytes, reset_peak_rss, write_lineage
+from instar.lineage import (
+    Cost,
+    Stopwatch,
+    peak_gpu_bytes,
+    peak_rss_bytes,
+    reset_peak_gpu,
+    reset_peak_rss,
+    write_lineage,
+)
 from instar.model import CausalLM, ScoreModel
 from instar.stages.base import Job, up_to_date
 from instar.stages.config import TrainedStageConfig
@@ -46,6 +54,7 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
             return out
         watch = Stopwatch()
         reset_peak_rss()
+        reset_peak_gpu()
         work = on_main(lambda: WorkDirectory(out, provenance["fingerprint"], display.note))
         display.stage(config.stage, "getting ready")
         torch.manual_seed(config.seed)
@@ -102,7 +111,8 @@ def _write(
             if kept.exists():  # the shortest runs end before the first sample
                 shutil.copy(kept, directory)
         tokens, flops = progress.tokens, job.flops(progress.tokens)
-        cost = Cost(watch.wall_s, watch.cpu_s, tokens, flops, peak_rss_bytes())
+        peaks = {"peak_rss_bytes": peak_rss_bytes(), "peak_gpu_bytes": peak_gpu_bytes()}
+        cost = Cost(watch.wall_s, watch.cpu_s, tokens, flops, **peaks)
         learnt = [p for p in job.product.parameters() if p.requires_grad]
         made = {
             "stage": record["config"]["stage"],

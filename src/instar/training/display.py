@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from instar.lineage import peak_gpu_bytes
+
 PLAIN_EVERY_S = 15.0
 """Seconds between two lines when no terminal is attached."""
 
@@ -110,4 +112,6 @@ class Display:
         if self._speed:
             figures.append(f"{self._speed:,.0f} tok/s")
         figures.append(f"{self._process.memory_info().rss / 2**30:.1f} GiB")
+        if gpu := peak_gpu_bytes():
+            figures.append(f"GPU {gpu / 2**30:.1f} GiB")
         return " · ".join(figures)
