@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,6 +65,27 @@ def test_a_gpu_that_was_at_work_is_recorded(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
     assert lineage.environment()["gpu"] == "H100"
+
+
+@pytest.mark.parametrize(("told", "expected"), [("4096\n", 4096), ("max\n", 2**40), ("", 2**40)])
+def test_a_containers_memory_is_what_it_may_take(
+    told: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "limit").write_text(told)
+    limits = (tmp_path / "missing", tmp_path / "limit")
+    monkeypatch.setattr(machine, "CONTAINER_LIMITS", limits)
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40))
+    assert machine.memory_bytes(torch.device("cpu")) == expected
+    assert machine.cache_bytes(torch.device("cpu")) == expected // 4
+
+
+def test_keys_and_values_get_half_of_what_models_leave_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free = [2**30]
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(2**32))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[-1], 2**36))
+    assert machine.cache_bytes(torch.device("cuda")) == 2**31
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": '])

@@ -25,6 +25,13 @@ CLEARLY = 1.1
 """How much faster than the default something must be to be chosen; noise is less."""
 
 
+CONTAINER_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+"""Where a container reads the most memory that it may take, of both kinds of control groups."""
+
+
 def product_flops(dtype: torch.dtype, device: torch.device) -> float:
     """How fast ``device`` multiplies matrices: the peak that training is compared with.
 
@@ -117,10 +124,26 @@ def _for_now() -> tempfile.TemporaryDirectory[str]:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """All the memory of a device, in use or not: a GPU's own, else the machine's."""
+    """All the memory of a device, in use or not: a GPU's own, else the machine's or container's."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return psutil.virtual_memory().total
+    found = [psutil.virtual_memory().total]
+    for limit in CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # the word max is none
+            found.append(int(limit.read_text(encoding="ascii")))
+    return min(found)
+
+
+def cache_bytes(device: torch.device) -> int:
+    """Memory for keys and values where nobody says how much.
+
+    Of a GPU half of what is free now, so that it is asked once the models are there; else a
+    quarter of all.
+    """
+    if device.type != "cuda":
+        return memory_bytes(device) // 4
+    torch.cuda.empty_cache()  # what torch has only put by is free
+    return torch.cuda.mem_get_info(device)[0] // 2
 
 
 @functools.cache

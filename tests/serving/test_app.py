@@ -23,7 +23,7 @@ from instar.generation.engine import Precision
 from instar.serving.app import Rules, create_app
 from instar.serving.limits import Rate
 from instar.serving.safety import Filter, Verdict
-from instar.serving.served import Served, load, named
+from instar.serving.served import Served, load, named, share_cache
 
 HELLO = [{"role": "user", "content": "hi there"}]
 
@@ -250,7 +250,8 @@ def test_a_name_may_hold_a_slash(runs: Path, running: Callable[..., Any]) -> Non
 
 def test_models_have_their_parts_of_the_memory(runs: Path, running: Callable[..., Any]) -> None:
     row = 64 * 2 * 8 * 4  # columns, keys and values of one layer with one head, its width, float32
-    models = load({"sft": runs / "sft", "rlvr": runs / "rlvr"}, cache_bytes=2 * row)
+    models = load({"sft": runs / "sft", "rlvr": runs / "rlvr"})
+    share_cache(models, 2 * row)
     assert [model.engine.cache_bytes for model in models] == [row, row]
     with running(create_app(models, Rules())) as server:
 

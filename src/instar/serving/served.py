@@ -84,16 +84,12 @@ def named(words: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def load(
-    models: dict[str, Path], precision: Precision = "float32", cache_bytes: int | None = None
-) -> list[Served]:
+def load(models: dict[str, Path], precision: Precision = "float32") -> list[Served]:
     """Open every model; adapters of the same base and vocabulary become one engine.
 
     Args:
         models: Names to directories or names on the hub.
         precision: What the engines compute in.
-        cache_bytes: The most memory for keys and values of all engines together, of which each
-            gets an equal part; without a limit by default.
 
     Raises:
         UserError: A directory holds no language model, or an adapter does not fit its base.
@@ -104,17 +100,23 @@ def load(
     for name, directory in models.items():
         words = read_files(homes[name])["tokenizer.json"]
         groups.setdefault((plain_directory(directory).resolve(), words), []).append(name)
-    part = None if cache_bytes is None else max(1, cache_bytes // len(groups))
     served = dict[str, Served]()
     for (base, _), names in groups.items():
         model, adapters = _opened(base, {name: located(models[name]) for name in names})
         first = tokenizers[homes[names[0]]]
         _check_vocabulary(base, model, first)
-        engine = Engine(model.to(default_device()), first, precision=precision, cache_bytes=part)
+        engine = Engine(model.to(default_device()), first, precision=precision)
         for name in names:
             own = tokenizers[homes[name]]
             served[name] = Served(name, located(models[name]), engine, own, adapters.get(name))
     return [served[name] for name in models]
+
+
+def share_cache(models: Sequence[Served], cache_bytes: int) -> None:
+    """Limit the memory for keys and values of all engines together: each gets an equal part."""
+    engines = {id(model.engine): model.engine for model in models}.values()
+    for engine in engines:
+        engine.cache_bytes = max(1, cache_bytes // len(engines))
 
 
 def _opened(base: Path, models: dict[str, Path]) -> tuple[CausalLM, dict[str, str]]:

@@ -20,6 +20,7 @@ from instar.errors import UserError, installing
 
 if TYPE_CHECKING:
     from instar.serving.app import Rules
+    from instar.serving.served import Served
 
 SWITCH_S = 2e-4
 """Seconds after which one thread of Python lets another go on. At the usual 5 ms, the web app
@@ -87,7 +88,8 @@ class Options:
     adapters that are not merged are computed in float32, whatever is said here."""
     cache_gib: float = 0.0
     """Memory in GiB for the keys and values of what is written, of all models together; 0 is a
-    quarter of the machine's, or of the GPU's. Where replies are long, fewer share it at a time."""
+    quarter of the machine's, or half of what the models leave of the GPU's. Where replies are long,
+    fewer share it at a time."""
     threads: int = 0
     """Cores that the models compute on; 0 is all of them."""
     body_bytes: int = 4 << 20
@@ -138,11 +140,11 @@ class Options:
         return self.host in ("127.0.0.1", "localhost", "::1")
 
     def cache_bytes(self) -> int:
-        """Memory for keys and values."""
+        """Memory for keys and values; asked when the models are loaded."""
         from instar.distributed import default_device
-        from instar.machine import memory_bytes
+        from instar.machine import cache_bytes
 
-        return int(self.cache_gib * 2**30) or memory_bytes(default_device()) // 4
+        return int(self.cache_gib * 2**30) or cache_bytes(default_device())
 
     def votes_file(self, keys: Sequence[str]) -> Path | None:
         """Where votes go, if anywhere; strangers write no training data unless they are asked to.
@@ -195,7 +197,6 @@ def main(argv: list[str]) -> int:
     from instar.serving.app import create_app
     from instar.serving.page import mount
     from instar.serving.safety import filter_of
-    from instar.serving.served import load, named
 
     rules = options.rules()
     _check_port(options.host, options.port)
@@ -203,10 +204,7 @@ def main(argv: list[str]) -> int:
         torch.set_num_threads(options.threads)
     sys.setswitchinterval(SWITCH_S)
     screen = filter_of(options.safety, options.safety_log)
-    models = load(named(options.models), options.precision, options.cache_bytes())
-    for model in models:  # takes a while, for which nobody's stream should stand still
-        _ = model.vocabulary
-        model.engine.prepare()
+    models = _opened(options)
     gc.collect()
     gc.freeze()  # or all that was imported would be searched for garbage again and again
     runs, votes = {m.name: m.directory for m in models}, options.votes_file(rules.keys)
@@ -227,6 +225,18 @@ def main(argv: list[str]) -> int:
     server.run()
     gc.unfreeze()  # or libraries would complain of what is never freed
     return 0 if server.started else 1
+
+
+def _opened(options: Options) -> list[Served]:
+    """The models, ready to write, with memory for their keys and values."""
+    from instar.serving.served import load, named, share_cache
+
+    models = load(named(options.models), options.precision)
+    for model in models:  # takes a while, for which nobody's stream should stand still
+        _ = model.vocabulary
+        model.engine.prepare()
+    share_cache(models, options.cache_bytes())
+    return models
 
 
 def _check_port(host: str, port: int) -> None:
