@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from instar.errors import UserError
-from instar.generation import GREEDY, Engine, Reply, Request, Sampling, Stopping
+from instar.generation import GREEDY, Engine, Reply, Request, Sampling, Stopping, choosing
 from instar.generation.choosing import choose
 from instar.tokenizer.hf import Tokenizer
 
@@ -287,6 +289,16 @@ def test_a_grammar_that_fails_ends_its_own_reply_alone(engine: Engine):
     finish(crowd)
     assert bound.finish == "failed" and "no idea" in str(bound.failure) and not bound.ids
     assert plain.ids == alone(engine, plain.request).ids
+
+
+def test_whether_a_grammar_allows_anything_is_not_asked_of_the_device():
+    class One(Helpless):
+        def allowed(self) -> torch.Tensor:
+            return torch.tensor([True, False, False])
+
+    reply: Any = SimpleNamespace(request=SimpleNamespace(constraint=One()))
+    # What lies on this device has no values, so that asking for one fails.
+    assert choosing._allowed(reply, torch.empty(1, 5, device="meta")).device.type == "meta"
 
 
 def test_next_to_no_temperature_is_none(engine: Engine):

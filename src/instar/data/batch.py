@@ -71,7 +71,8 @@ class Batch:
     def documents(self) -> Tensor:
         """How many there are, in all rows."""
         if self.segment_ids is None:
-            return torch.tensor(len(self.input_ids), device=self.input_ids.device)
+            # A GPU fills it in by itself; for `torch.tensor` the processor would wait.
+            return torch.full((), len(self.input_ids), device=self.input_ids.device)
         return (self.segment_ids.amax(dim=1) + 1).sum()
 
     def tensors(self) -> dict[str, Tensor]:

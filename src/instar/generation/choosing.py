@@ -101,13 +101,13 @@ def _allowed(reply: Reply, like: Tensor) -> Tensor:
     if constraint is None:
         return everything
     try:
-        allowed = constraint.allowed().to(like.device)[: like.shape[1]]
+        allowed = constraint.allowed()[: like.shape[1]]
         if not bool(allowed.any()):
             raise UserError("a grammar lets no token follow", "Let it say that it is finished.")
     except UserError as error:
         reply.fail(error)
         return everything
-    everything[: len(allowed)] = allowed
+    everything[: len(allowed)] = allowed.to(like.device)
     everything[len(allowed) :] = False
     return everything
 

@@ -179,7 +179,7 @@ class Pairwise(Objective):
 
     def count(self, batch: Batch) -> Tensor:
         """The number of pairs: half the rows."""
-        return torch.tensor(len(batch.input_ids) // 2, device=batch.input_ids.device)
+        return torch.full((), len(batch.input_ids) // 2, device=batch.input_ids.device)
 
     def forward(self, batch: Batch) -> Loss:
         """The summed loss; ``accuracy`` and ``margin`` are those of the implicit rewards."""

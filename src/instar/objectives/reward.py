@@ -67,7 +67,7 @@ class BradleyTerry(Objective):
 
     def count(self, batch: Batch) -> Tensor:
         """The number of pairs: half the rows."""
-        return torch.tensor(len(batch.input_ids) // 2, device=batch.input_ids.device)
+        return torch.full((), len(batch.input_ids) // 2, device=batch.input_ids.device)
 
     def forward(self, batch: Batch) -> Loss:
         """The summed loss; ``accuracy`` is the share of pairs in the right order."""

@@ -154,7 +154,7 @@ def fit(
             progress.skipped += 1
             progress.refused += 1
         optimizers.zero_grad()
-        meter.add({"grad_norm": (torch.tensor(norm, device=device), torch.ones((), device=device))})
+        meter.add({"grad_norm": (torch.tensor(norm), torch.ones(()))})
         progress.step += 1
         progress.tokens += tokens
         progress.means = {"lr": optimizers.lr, **source.metrics()}
@@ -197,7 +197,8 @@ def accumulate(
     """
     objective, device = learner.objective, micro_batches[0].input_ids.device
     local = torch.stack([objective.count(batch).double() for batch in micro_batches]).sum()
-    tokens = torch.tensor(sum(batch.input_ids.numel() for batch in micro_batches), device=device)
+    positions = sum(batch.input_ids.numel() for batch in micro_batches)
+    tokens = torch.full((), positions, device=device)
     count, tokens = sum_over_ranks(local, tokens)
     for number, batch in enumerate(micro_batches, start=1):
         with learner.synchronising(number == len(micro_batches)):

@@ -20,8 +20,10 @@ class Meter:
     def add(self, metrics: Metrics) -> None:
         """Add one micro-batch's pairs."""
         for name, (total, count) in metrics.items():
-            before = self._pairs.get(name, (torch.zeros(()), torch.zeros(())))
             pair = torch.as_tensor(total).detach().double(), torch.as_tensor(count).double()
+            before = self._pairs.get(name)
+            if before is None:  # zeros that are made where the pair is need not travel there
+                before = torch.zeros_like(pair[0]), torch.zeros_like(pair[1])
             self._pairs[name] = (before[0].to(pair[0]) + pair[0], before[1].to(pair[1]) + pair[1])
 
     def state_dict(self) -> dict[str, Any]:
