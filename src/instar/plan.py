@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -65,7 +66,8 @@ class Arguments:
     recipe: Annotated[str, tyro.conf.Positional] = "mini"
     """A recipe's name, or a folder with a life.yaml."""
     hardware: str = "cpu"
-    """`cpu` is this machine; else `H100`, `8xH100`, `2x8xH100` (nodes), A100, H200, 4090, …"""
+    """`cpu` is this machine's processor; else `H100`, `8xH100`, `2x8xH100` (nodes), A100, H200,
+    4090, …"""
     out: Path | None = None
     """Directory of the life; its data is looked at where there is any. runs/RECIPE by default."""
     stage: list[str] = field(default_factory=list)
@@ -80,6 +82,9 @@ def main(argv: list[str]) -> int:
     arguments = tyro.cli(Arguments, args=argv, prog="instar plan", description=description)
     life, run, configs = read_life(arguments.recipe, arguments.out)
     hardware = machines.find(arguments.hardware)
+    if hardware.is_cpu and (gpus := machines.gpus_here()):
+        told = f"this is a plan for the processor; for the GPU add --hardware {gpus}"
+        print(f"instar: {told}", file=sys.stderr)
     plans = plan(configs, hardware, arguments.stage, life.exams)
     if arguments.json:
         print(json.dumps(as_json(plans, hardware), indent=1))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from instar import plan as verb
@@ -40,6 +41,35 @@ def smoke(run: Path) -> dict:
 def test_every_stage_that_trains_says_what_it_needs() -> None:
     assert [name for name, stage in STAGES.items() if stage.needs] == TRAINED
     assert all((stage.needs is None) == (stage.build is None) for stage in STAGES.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "told"),
+    [
+        ("NVIDIA H100 80GB HBM3", 8, "8xH100"),
+        ("NVIDIA GeForce RTX 4090", 1, "4090"),
+        ("NVIDIA A100-SXM4-80GB", 1, "A100"),
+        ("Tesla T4", 1, "|".join(hardware.ACCELERATORS)),
+    ],
+)
+def test_who_plans_for_the_processor_is_told_how_to_plan_for_the_gpu(
+    name: str,
+    count: int,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(verb, "plan", lambda *_: {})
+    cuda = {"is_available": True, "get_device_name": name, "device_count": count}
+    for function, answer in cuda.items():
+        monkeypatch.setattr(torch.cuda, function, lambda answer=answer: answer)
+    assert verb.main(["smoke", "--json"]) == 0
+    assert capsys.readouterr().err.endswith(f"for the GPU add --hardware {told}\n")
+    assert verb.main(["smoke", "--json", "--hardware", "H100"]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert verb.main(["smoke", "--json"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_an_accelerator_is_planned_without_any_data(

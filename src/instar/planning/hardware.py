@@ -82,6 +82,17 @@ def this_machine() -> Hardware:
     return Hardware("cpu", flops, memory_bytes(device), 0.0, source="measured")
 
 
+def gpus_here() -> str | None:
+    """What this machine's GPUs are called here, or all names where they have none; else nothing."""
+    if not torch.cuda.is_available():
+        return None
+    name, count = torch.cuda.get_device_name().upper(), torch.cuda.device_count()
+    for kind in ACCELERATORS:
+        if re.search(rf"(?<![A-Z0-9]){kind}(?![0-9])", name):
+            return f"{count}x{kind}" if count > 1 else kind
+    return "|".join(ACCELERATORS)
+
+
 def find(text: str) -> Hardware:
     """Hardware by its name: ``cpu``, ``H100``, ``8xH100``, ``2x8xH100`` (nodes, devices, kind).
 
