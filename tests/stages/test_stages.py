@@ -87,6 +87,19 @@ def test_only_what_should_learn_has_learnt(life: Path, values: Values) -> None:
     assert changed == ["ppo"]
 
 
+def test_a_block_learns_from_its_step_on(life: Path, values: Values) -> None:
+    small = values["pretrain"]["model"] | {"num_hidden_layers": 2}
+    base = run(values["pretrain"] | {"model": small})
+    before = dict(load_causal_lm(base).named_parameters())
+    for steps, learnt in ((2, ("norm", "layers.1")), (3, ("norm", "layers.1", "layers.0"))):
+        training = {"steps": steps, "layers": {"unfreeze_every": 2}}
+        out = run(values["sft"] | {"training": training, "out": str(life / f"{steps} steps")})
+        after = dict(load_causal_lm(out).named_parameters())
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        parts = tuple(f"model.{part}." for part in learnt)
+        assert changed == {name for name in before if name.startswith(parts)}
+
+
 def test_finished_stages_are_kept(life: Path, values: Values) -> None:
     out = run(values["pretrain"])
     before = made(out)
