@@ -6,7 +6,6 @@ the directories that PEFT writes and reads.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import warnings
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,8 +23,11 @@ with warnings.catch_warnings():
     from transformers import AutoModelForCausalLM
 
 from instar.adapters import base, vectors
-from instar.adapters.base import AdapterConfig
+from instar.adapters.base import DEFAULT, AdapterConfig
+from instar.adapters.combine import combine
 from instar.adapters.ia3 import IA3Config
+from instar.adapters.io import load_adapter, save_adapter
+from instar.adapters.lora import LoRAConfig
 from instar.adapters.prefix import PrefixConfig
 from instar.adapters.prompt import PromptConfig
 from instar.checkpoint import save_model
@@ -55,6 +56,7 @@ SHAPE: dict[str, Any] = dict(
 )
 # PEFT does not reach a mixture's experts: transformers keeps them all in one tensor.
 FAMILIES = [f for f in get_args(ModelConfig.model_fields["family"].annotation) if "moe" not in f]
+assert FAMILIES, "the config names its families"
 OWN_SHAPES: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 16},  # the heads' joint width is not the model's
     "llama": {"head_dim": 16},
@@ -117,13 +119,6 @@ def plain(name: str) -> str:
     """The name of a parameter of PEFT's model without the adapter's, as it is called here."""
     plain = name.replace(".default", "").removeprefix("base_model.model.")
     return plain.replace("transformer.", "model.", 1)
-
-
-def outer(model: CausalLM, path: str) -> str:
-    """A layer's name in PEFT's files."""
-    if model.config.family == "gpt2":
-        path = path.replace("model.", "transformer.", 1)
-    return f"base_model.model.{path}"
 
 
 def parameters(model: CausalLM) -> dict[str, nn.Parameter]:
@@ -196,39 +191,6 @@ def test_forward_gradient_and_one_step(family: str, name: str, rows: tuple[Tenso
                 b -= 0.1 * b.grad
 
 
-def write(model: CausalLM, directory: Path) -> None:
-    """A PEFT directory of ours."""
-    directory.mkdir()
-    tensors: dict[str, Tensor] = {}
-    for path, part in base.learnt_parts(model, "default").items():
-        if path == "model.prefix":
-            tensors |= part.stored()  # type: ignore[operator]
-        else:
-            named = part.named_parameters()
-            tensors |= {f"{outer(model, path)}.{name}": w.detach() for name, w in named}
-    save_file(
-        {n: w.contiguous() for n, w in tensors.items()}, directory / "adapter_model.safetensors"
-    )
-    task = {"task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": None}
-    values = model.adapters["default"].to_peft() | task
-    (directory / "adapter_config.json").write_text(json.dumps(values))
-
-
-def read(model: CausalLM, method: type[Any], directory: Path) -> None:
-    """An adapter from a PEFT directory."""
-    values = json.loads((directory / "adapter_config.json").read_text())
-    base.add(model, method.from_peft(values))
-    tensors = load_file(directory / "adapter_model.safetensors")
-    for path, part in base.learnt_parts(model, "default").items():
-        if path == "model.prefix":
-            part.fill(tensors)  # type: ignore[operator]
-            tensors = {}
-        else:
-            own = {name: tensors.pop(f"{outer(model, path)}.{name}") for name in part.state_dict()}
-            part.load_state_dict(own, strict=True)
-    assert not tensors
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_ours_opens_in_peft(family: str, name: str, rows: tuple[Tensor, Tensor], tmp_path: Path):
@@ -237,8 +199,8 @@ def test_ours_opens_in_peft(family: str, name: str, rows: tuple[Tensor, Tensor],
     base.add(model, METHODS[name][0])
     for weight in parameters(model).values():
         weight += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
-    write(model, tmp_path / "adapter")
     save_model(ours(family), tmp_path / "base")
+    save_adapter(model, DEFAULT, tmp_path / "adapter", tmp_path / "base")
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     reference = peft.PeftModel.from_pretrained(opened, str(tmp_path / "adapter")).eval()
     equal(model(ids), their_logits(reference, ids, real), real)
@@ -256,7 +218,7 @@ def test_theirs_opens_here(family: str, name: str, rows: tuple[Tensor, Tensor], 
     expected = their_logits(reference, ids, real)
     reference.save_pretrained(tmp_path / "adapter")
     model = ours(family)
-    read(model, type(method), tmp_path / "adapter")
+    assert type(load_adapter(model, tmp_path / "adapter")) is type(method)
     equal(model(ids), expected, real)
 
 
@@ -352,9 +314,6 @@ def test_combined_adapters(
     how: Any, kind: str, rows: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ):
     """PEFT's ways that work on whole changes: its `linear` and `ties` mix A and B apart."""
-    lora = pytest.importorskip("instar.adapters.lora")
-    from instar.adapters.combine import combine
-
     ids, real = rows
     model, reference = ours("qwen3"), theirs("qwen3")
     # One layer: PEFT draws in its own order of layers.
@@ -365,7 +324,7 @@ def test_combined_adapters(
             reference = peft.get_peft_model(reference, peft.LoraConfig(**settings))
         else:
             reference.add_adapter(name, peft.LoraConfig(**settings))
-        base.add(model, lora.LoRAConfig(rank=rank, alpha=5, targets=[path]), name=name)
+        base.add(model, LoRAConfig(rank=rank, alpha=5, targets=[path]), name=name)
         delta = model.get_submodule(path).deltas[name]
         generator = torch.Generator().manual_seed(number)
         for part in ("lora_A", "lora_B"):
