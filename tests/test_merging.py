@@ -16,9 +16,11 @@ from instar.adapters.bitfit import BitFitConfig
 from instar.adapters.io import save_adapter
 from instar.adapters.lora import LoRAConfig
 from instar.adapters.opening import content_of
+from instar.adapters.vectors import ties
 from instar.checkpoint import load_causal_lm, read_dtype, read_model_config, save_model
 from instar.errors import UserError
 from instar.files import read_json
+from instar.lineage import hash_file
 from instar.merging import Arguments, average, merge, slerp
 from instar.model import CausalLM, ModelConfig, ScoreModel
 from instar.model.transformer import initialize
@@ -131,6 +133,44 @@ def test_ties_and_dare_are_given_what_was_learnt_since_the_base(
             learnt = factors[0] * (first[name] - start[name] + second[name] - start[name])
             assert torch.allclose(weight, start[name] + learnt, atol=1e-6), name
         assert str(base) in read_json(out / "lineage.json")["parents"]
+
+
+def test_two_checkpoints_meet_on_the_sphere(tmp_path: Path) -> None:
+    a, b = checkpoint(tmp_path / "a", 0), checkpoint(tmp_path / "b", 1)
+    out = merge(Arguments([a, b], tmp_path / "out", method="slerp", weights=[3.0, 1.0]))
+    first, second, mixed = weights(a), weights(b), weights(out)
+    matrices = [name for name, weight in mixed.items() if weight.dim() == 2]
+    assert matrices
+    for name in matrices:
+        x, y = first[name].double(), second[name].double()
+        omega = math.acos((x * y).sum() / (x.norm() * y.norm()))
+        near, far = math.sin(0.75 * omega) * x, math.sin(0.25 * omega) * y
+        expected = (near + far) / math.sin(omega)
+        assert torch.allclose(mixed[name].double(), expected, rtol=1e-5, atol=1e-7), name
+        # The straight line between such matrices leads deep through the sphere.
+        assert mixed[name].norm() > 1.1 * (0.75 * x + 0.25 * y).norm(), name
+
+
+def test_ties_of_checkpoints(tmp_path: Path) -> None:
+    base, a, b = (checkpoint(tmp_path / name, seed) for seed, name in enumerate("sab"))
+    out = merge(Arguments([a, b], tmp_path / "out", method="ties", base=base, density=0.3))
+    start, first, second, mixed = map(weights, (base, a, b, out))
+    name = "model.layers.0.mlp.up_proj.weight"
+    learnt = [first[name] - start[name], second[name] - start[name]]
+    expected = start[name] + ties(learnt, [1.0, 1.0], 0.3)
+    assert torch.equal(mixed[name], expected)
+    assert not torch.allclose(expected, start[name] + sum(learnt))
+
+
+def test_chance_in_dare_is_the_seeds(tmp_path: Path) -> None:
+    base, a, b = (checkpoint(tmp_path / name, seed) for seed, name in enumerate("sab"))
+    hashes = []
+    for number, seed in enumerate((0, 0, 1)):
+        torch.manual_seed(number)  # torch's own generator has no part in it
+        out = tmp_path / f"out {number}"
+        merge(Arguments([a, b], out, method="dare", base=base, seed=seed))
+        hashes.append(hash_file(out / "model.safetensors"))
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_an_adapter_is_melted_into_its_base(tmp_path: Path) -> None:
