@@ -97,6 +97,16 @@ def test_the_whole_chain(run: Path) -> None:
     assert "out: '{run}/sft'" in text
 
 
+def test_one_item_alone_has_no_error(run: Path) -> None:
+    exams = {
+        "logic": {"score": 1.0, "stderr": None, "n": 1},
+        "bits_per_byte_zh": {"score": 1.25, "stderr": None, "n": 1},
+    }
+    stage(run, "sft", {"steps": 1}, exams)
+    text = card(run / "sft")
+    assert "| logic | 100.0 % | 1 |" in text and "| bits per byte zh | 1.250 | 1 |" in text
+
+
 def test_a_parent_made_again_says_nothing(run: Path) -> None:
     (run / "pretrain" / "config.json").write_text('{"model_type": "llama"}')
     link = next(link for link in ancestry(run / "sft") if link.directory.name == "pretrain")

@@ -208,12 +208,12 @@ def _data(chain: Sequence[Link]) -> list[list[str]]:
 
 
 def _exam(name: str, result: dict[str, Any]) -> list[str]:
-    """A row: shares in per cent, bits as they are."""
-    score, error = result["score"], result.get("stderr", 0.0)
+    """A row: shares in per cent, bits as they are; one item alone has no error to show."""
+    score, error = result["score"], result.get("stderr")
     if name.startswith("bits"):
-        shown = f"{score:.3f} ± {error:.3f}"
+        shown = f"{score:.3f}" + ("" if error is None else f" ± {error:.3f}")
     else:
-        shown = f"{100 * score:.1f} % ± {100 * error:.1f}"
+        shown = f"{100 * score:.1f} %" + ("" if error is None else f" ± {100 * error:.1f}")
     return [name.replace("_", " "), shown, f"{result['n']:,}"]
 
 
