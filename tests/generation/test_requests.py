@@ -10,9 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from instar.adapters.base import add
+from instar.adapters.lora import LoRAConfig
 from instar.errors import UserError
 from instar.generation import GREEDY, Engine, Reply, Request, Sampling, Stopping, choosing
 from instar.generation.choosing import choose
+from instar.generation.reading import LeanReader, ModelReader
+from instar.model import CausalLM, ModelConfig
+from instar.model.transformer import initialize
 from instar.tokenizer.hf import Tokenizer
 
 STOPPING = Stopping(frozenset(), max_new_tokens=12)
@@ -241,19 +246,54 @@ def test_the_prompt_of_a_group_is_read_once(engine: Engine):
         assert reply.ids == alone(engine, reply.request).ids
 
 
-def test_changed_weights_forget_what_was_read(engine: Engine):
-    import copy
+KINDS = {
+    "plain": {},
+    "gpt2": {"family": "gpt2", "num_key_value_heads": 4},
+    "window": {"family": "mistral", "sliding_window": 9},
+    "adapter": {},
+}
 
-    model = copy.deepcopy(engine.model)
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_changed_weights_forget_what_was_read(
+    engine: Engine, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    config = ModelConfig(**(engine.model.config.model_dump() | KINDS[kind]))
+    model = CausalLM(config)
+    initialize(model, config, torch.Generator().manual_seed(0))
     changing = Engine(model, engine.tokenizer)
+    if kind == "adapter":
+        add(model, LoRAConfig(rank=4))
+    changing.prepare()
+    reader, read = changing._reader, list[torch.Size]()
+    assert isinstance(reader, LeanReader if kind == "plain" else ModelReader)
+    take_in = reader.read
+
+    def counted(ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        read.append(ids.shape)
+        return take_in(ids, *rest)
+
+    monkeypatch.setattr(reader, "read", counted)
     request = Request(prompts(2, 1, 1)[0] * 40, GREEDY, STOPPING)
-    before = changing.submit(request)
-    finish(changing)
+
+    def answered() -> tuple[Reply, torch.Size]:
+        """The reply, and what was read before its first token."""
+        read.clear()
+        reply = changing.submit(request)
+        finish(changing)
+        return reply, read[0]
+
+    (before, whole), (again, rest) = answered(), answered()
+    assert (whole, rest) == ((1, 40), (1, 1)), "what was read is kept while weights stay"
+    assert again.ids == before.ids
     with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(-0.7)
-    after = changing.submit(request)
-    finish(changing)
+        for name, weight in model.named_parameters():
+            if kind != "adapter":
+                weight.mul_(-0.7)
+            elif "lora_B" in name:
+                weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
+    after, whole = answered()
+    assert whole == (1, 40)
     assert after.logprobs != before.logprobs
     fresh = alone(Engine(model, engine.tokenizer), request)
     assert after.ids == fresh.ids and after.logprobs == pytest.approx(fresh.logprobs, abs=1e-6)
