@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from instar.generation import Engine
+from instar.generation import Engine, native
 from instar.model import CausalLM, ModelConfig
 from instar.model.transformer import initialize
 from instar.tokenizer.hf import Tokenizer, save_tokenizer
@@ -38,3 +41,22 @@ def engine(tokenizer: Tokenizer) -> Engine:
     model = CausalLM(config)
     initialize(model, config, torch.Generator().manual_seed(0))
     return Engine(model, tokenizer)
+
+
+@pytest.fixture
+def compiler() -> None:
+    """There is one: then what it cannot build is a mistake of ours."""
+    command = shlex.split(os.environ.get("CXX") or "g++")[0]
+    if not shutil.which(command):
+        pytest.skip(f"there is no C++ compiler ({command})")
+    assert native.library() is not None, "forward.cpp cannot be built"
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to compute the forward pass for writing."""
+    if request.param == "plain":
+        monkeypatch.setattr(native, "library", lambda: None)
+    else:
+        request.getfixturevalue("compiler")
+    return request.param

@@ -10,21 +10,16 @@ import torch
 from instar.adapters.base import activate, add, merge
 from instar.adapters.lora import LoRAConfig
 from instar.errors import UserError
-from instar.generation import GREEDY, Completion, Engine, Request, Sampling, Stopping, native
+from instar.generation import GREEDY, Completion, Engine, Request, Sampling, Stopping
 from instar.generation.body import fits
+from instar.generation.native import NativeForward
 from instar.generation.reading import LeanReader, ModelReader
 from instar.model import CausalLM, ModelConfig
 from instar.model.config import RopeScaling
 from instar.model.transformer import initialize
 from instar.tokenizer.hf import Tokenizer
 
-
-@pytest.fixture(autouse=True, params=["compiled", "plain"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """All of this holds for both ways to compute it."""
-    if request.param == "plain":
-        monkeypatch.setattr(native, "library", lambda: None)
-
+pytestmark = pytest.mark.usefixtures("way")
 
 STOPPING = Stopping(frozenset(), max_new_tokens=10)
 SHAPE = {
@@ -77,7 +72,7 @@ def own_logprobs(model: CausalLM, prompt: list[int], completion: Completion) -> 
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *OTHERS])
-def test_it_computes_what_the_model_computes(tokenizer: Tokenizer, kind: str):
+def test_it_computes_what_the_model_computes(tokenizer: Tokenizer, kind: str, way: str):
     model = model_of(tokenizer, KINDS.get(kind) or OTHERS.get(kind) or {})
     engine = Engine(model, tokenizer)
     asked = prompts(5)
@@ -88,6 +83,8 @@ def test_it_computes_what_the_model_computes(tokenizer: Tokenizer, kind: str):
     assert fits(model) is lean
     engine.submit(Request(asked[0], GREEDY, STOPPING))
     assert isinstance(engine._reader, LeanReader if lean else ModelReader)
+    if isinstance(engine._reader, LeanReader):
+        assert isinstance(engine._reader._forward, NativeForward) is (way == "compiled")
 
 
 @pytest.mark.parametrize(("precision", "close"), [("bfloat16", 0.1), ("int8", 0.3)])

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from instar.errors import UserError
-from instar.generation import GREEDY, Engine, Reply, Request, Sampling, Stopping, native
+from instar.generation import GREEDY, Engine, Reply, Request, Sampling, Stopping
+from instar.generation.body import is_compiled
 from instar.model import CausalLM
 from instar.model.transformer import initialize
 
@@ -20,19 +21,13 @@ BUDGET = 2 * CONTEXT * COLUMN
 """Two rows of the whole context, or sixteen of 64 columns."""
 
 
-@pytest.fixture(autouse=True, params=["compiled", "plain"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """All of this holds for both ways to compute it."""
-    if request.param == "plain":
-        monkeypatch.setattr(native, "library", lambda: None)
-
-
 @pytest.fixture
-def opened(engine: Engine) -> Callable[..., Engine]:
-    """Engines of a model like the usual one, with a longer context."""
+def opened(engine: Engine, way: str) -> Callable[..., Engine]:
+    """Engines of a model like the usual one, with a longer context, read in both ways."""
     config = engine.model.config.model_copy(update={"max_position_embeddings": CONTEXT})
     model = CausalLM(config)
     initialize(model, config, torch.Generator().manual_seed(0))
+    assert is_compiled(model) is (way == "compiled")
     return lambda **options: Engine(model, engine.tokenizer, **options)
 
 

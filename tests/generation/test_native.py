@@ -19,6 +19,8 @@ from instar.model import CausalLM, ModelConfig
 from instar.model.transformer import initialize
 from instar.tokenizer.hf import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("compiler")
+
 SHAPES = {
     "narrow heads": {"head_dim": 6},
     "heads of 32": {"head_dim": 32},
@@ -62,12 +64,6 @@ def empty(model: CausalLM, rows: int, dtype: torch.dtype) -> torch.Tensor:
 def place(store: torch.Tensor, numbers: list[int], lengths: list[int], new: int) -> Place:
     rows, held = torch.tensor(numbers), torch.tensor(lengths)
     return Place(store, rows, rows, held, int(held.max()) + new)
-
-
-@pytest.fixture(autouse=True)
-def needs_a_compiler():
-    if native.library() is None:
-        pytest.skip("no C++ compiler with OpenMP")
 
 
 @pytest.fixture
