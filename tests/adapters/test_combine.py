@@ -7,19 +7,18 @@ import torch
 from torch import Tensor
 
 from instar.adapters import base, vectors
+from instar.adapters.combine import combine, factored
 from instar.adapters.ia3 import IA3Config
+from instar.adapters.lora import LoRAConfig
 from instar.errors import UserError
 from instar.model import CausalLM
-
-lora = pytest.importorskip("instar.adapters.lora")
-from instar.adapters.combine import combine, factored  # noqa: E402
 
 
 @pytest.fixture
 def two(model: CausalLM, shake) -> CausalLM:
     """Adapters of different ranks, scales and layers."""
-    first = lora.LoRAConfig(rank=2, alpha=6, targets=["q_proj", "down_proj"])
-    second = lora.LoRAConfig(rank=3, alpha=3, targets=["q_proj", "v_proj"], rank_stabilised=True)
+    first = LoRAConfig(rank=2, alpha=6, targets=["q_proj", "down_proj"])
+    second = LoRAConfig(rank=3, alpha=3, targets=["q_proj", "v_proj"], rank_stabilised=True)
     for name, config in {"first": first, "second": second}.items():
         base.add(model, config, name=name)
         shake(model)

@@ -13,6 +13,7 @@ from instar.adapters import base
 from instar.adapters.bitfit import BitFitConfig
 from instar.adapters.bottleneck import BottleneckConfig
 from instar.adapters.ia3 import IA3Config
+from instar.adapters.io import load_adapter, save_adapter
 from instar.adapters.methods import described, understood
 from instar.adapters.prefix import PrefixConfig
 from instar.adapters.prompt import PromptConfig
@@ -20,8 +21,6 @@ from instar.checkpoint import load_causal_lm, save_model
 from instar.errors import UserError
 from instar.model import CausalLM, ModelConfig
 from instar.model.transformer import initialize
-
-io = pytest.importorskip("instar.adapters.io")
 
 METHODS = [
     IA3Config(),
@@ -40,8 +39,8 @@ def test_a_directory_is_read_back(method, make_model, ids: Tensor, shake, tmp_pa
     model, other = make_model(), make_model()
     base.add(model, method)
     shake(model)
-    io.save_adapter(model, "default", tmp_path / "adapter", tmp_path / "base")
-    io.load_adapter(other, tmp_path / "adapter", "again", tmp_path / "base")
+    save_adapter(model, "default", tmp_path / "adapter", tmp_path / "base")
+    load_adapter(other, tmp_path / "adapter", "again", tmp_path / "base")
     torch.testing.assert_close(other(ids), model(ids), atol=1e-6, rtol=1e-6)
     assert type(other.adapters["again"]) is type(method)
 
@@ -76,9 +75,9 @@ def test_gpt2s_ia3_is_read_back(shake, tmp_path: Path):
     save_model(model, tmp_path / "base")
     base.add(model, IA3Config())
     shake(model)
-    io.save_adapter(model, "default", tmp_path / "adapter", tmp_path / "base")
+    save_adapter(model, "default", tmp_path / "adapter", tmp_path / "base")
     other, ids = load_causal_lm(tmp_path / "base"), torch.arange(20)[None]
-    io.load_adapter(other, tmp_path / "adapter")
+    load_adapter(other, tmp_path / "adapter")
     assert torch.equal(other(ids), model(ids))
 
 
@@ -86,8 +85,8 @@ def test_virtual_tokens_of_another_base_are_refused(make_model, config, tmp_path
     save_model(make_model(), tmp_path / "base")
     model = make_model()
     base.add(model, PrefixConfig(num_virtual_tokens=5))
-    io.save_adapter(model, "default", tmp_path / "adapter", tmp_path / "base")
+    save_adapter(model, "default", tmp_path / "adapter", tmp_path / "base")
     deeper = CausalLM(config.model_copy(update={"num_hidden_layers": 3}))
     with pytest.raises(UserError, match="does not fit this base: prompt_embeddings"):
-        io.load_adapter(deeper, tmp_path / "adapter")
+        load_adapter(deeper, tmp_path / "adapter")
     assert not deeper.adapters
