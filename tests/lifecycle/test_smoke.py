@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from instar.exchange.card import card
+from instar.report.templates import amount, duration, size
+
 ROOT = Path(__file__).parents[2]
 STAGES = ["data", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "rlvr"]
 TRAINED = STAGES[2:]
@@ -87,6 +90,50 @@ def test_the_page_is_written_and_alone(life: Path) -> None:
     page = (life / "report.html").read_text(encoding="utf-8")
     assert page.lstrip().lower().startswith("<!doctype html") and page.rstrip().endswith("</html>")
     assert "<script src" not in page and "<link " not in page, "nothing is fetched"
+
+
+def rows(text: str, first: str) -> dict[str, list[str]]:
+    """The table of a card whose first column has this name, by the cells of that column."""
+    [table] = [part for part in text.split("\n\n") if part.startswith(f"| {first} |")]
+    cells = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    return {name: rest for name, *rest in cells}
+
+
+def shown(name: str, exam: dict[str, Any]) -> list[str]:
+    """An exam's score and number of questions, as a card has them."""
+    digits, unit, times = (3, "", 1) if name.startswith("bits") else (1, " %", 100)
+    error = "" if exam["stderr"] is None else f" ± {times * exam['stderr']:.{digits}f}"
+    return [f"{times * exam['score']:.{digits}f}{unit}{error}", f"{exam['n']:,}"]
+
+
+@pytest.mark.parametrize(
+    ("last", "before"),
+    [("rlvr", ["pretrain", "sft", "dpo"]), ("ppo", ["pretrain", "sft", "reward"])],
+)
+def test_a_card_tells_of_every_stage_before(
+    last: str, before: list[str], life: Path, report: dict[str, Any]
+) -> None:
+    text = card(life / last)
+    expected = {}
+    for name in (*before, last):
+        made = json.loads((life / name / "lineage.json").read_text(encoding="utf-8"))
+        values = yaml.safe_load((ROOT / "recipes" / "smoke" / f"{name}.yaml").read_text())
+        assert made["steps"] == values["training"]["steps"]
+        cost = report["stages"][name]["cost"]
+        expected[name] = [
+            f"{made['steps']:,}",
+            amount(cost["tokens"]),
+            duration(cost["wall_s"]),
+            amount(cost["flops"]),
+            size(cost["peak_rss_bytes"]),
+        ]
+    found = rows(text, "stage | steps")
+    assert found == expected and list(found) == list(expected)
+    exams = report["stages"][last]["exams"]
+    assert exams and rows(text, "exam") == {
+        name.replace("_", " "): shown(name, exam) for name, exam in exams.items()
+    }
+    assert "has been made again" not in text, "every parent is the one that it was made from"
 
 
 def test_nothing_is_left_over(life: Path) -> None:
