@@ -85,14 +85,24 @@ def test_seed_and_sample_decide_the_draws(engine: Engine):
     assert len(texts) == 16
 
 
-def test_first_tokens_follow_the_models_distribution(engine: Engine):
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_first_tokens_follow_the_models_distribution(engine: Engine, temperature: float):
     prompt = random_prompts(5, 1)[0]
     n = 3000
     once = Stopping(frozenset(), max_new_tokens=1)
-    drawn = engine.generate([prompt], Sampling(), once, samples=n, batch_size=n)
-    frequencies = torch.bincount(torch.tensor([c.ids[0] for c in drawn]), minlength=262) / n
-    expected = logits_of(engine, prompt)[-1].softmax(-1)
-    assert (frequencies - expected).abs().max() < 5 * (0.25 / n) ** 0.5
+    sampling = Sampling(temperature=temperature)
+    drawn = engine.generate([prompt], sampling, once, samples=n, batch_size=n)
+    counts = torch.bincount(torch.tensor([c.ids[0] for c in drawn]), minlength=262)
+    expected = (logits_of(engine, prompt)[-1] / temperature).softmax(-1)
+    # Five standard errors of each token's own frequency, and a draw more for the rare ones.
+    errors = (expected * (1 - expected) / n).sqrt()
+    assert ((counts / n - expected).abs() <= 5 * errors + 1 / n).all()
+    # Pearson's chi-square, whose variance is twice its degrees of freedom.
+    usual = n * expected > 5
+    freedom = int(usual.sum())
+    assert freedom > 50
+    found = ((counts - n * expected) ** 2 / (n * expected))[usual].sum()
+    assert abs(found - freedom) < 5 * (2 * freedom) ** 0.5
 
 
 def stop_ids(engine: Engine, prompts: list[list[int]]) -> frozenset[int]:
