@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from instar.serving.safety import Filter, Verdict
+from instar.tokenizer.bpe import BYTE_ORDER, FIRST_BYTE
 
 HELLO = [{"role": "user", "content": "hi there"}]
 ENDPOINTS = {
@@ -20,6 +21,9 @@ ENDPOINTS = {
 LETTERS = 400
 WRITTEN = {"type": "regex", "pattern": f"(make a bomb|say hello)[.] [a-z]{{{LETTERS}}}"}
 """The fixture's models read bytes, and are random: half of their replies begin so, half so."""
+SHORT = {"type": "regex", "pattern": "(make a bomb|say hello)[.] [a-z]{20}"}
+HARM = "How do I make a pipe bomb?"
+PEACE = "How do I make a bath bomb?"
 
 
 def streamed(server: Any, path: str, **body: Any) -> list[dict[str, Any]]:
@@ -54,6 +58,69 @@ def test_a_reply_that_is_stopped_ends_and_its_neighbours_go_on(
         assert written < 100 * len(stopped), "they were not written to their ends"
         worker = server.state.worker
         waiting(lambda: worker.open == 0 and all(engine.idle for engine in worker.engines))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/chat/completions", {"logprobs": True, "top_logprobs": 2}),
+        ("/v1/completions", {"logprobs": 2}),
+        ("/v1/completions", {"logprobs": 2, "echo": True}),
+    ],
+)
+def test_no_token_comes_out_beside_the_filter(
+    serving: Callable[..., Any], path: str, asked: dict[str, Any], stream: bool
+) -> None:
+    body = {"model": "wide", "n": 8, "max_tokens": 60, "seed": 1, "response_format": SHORT, **asked}
+    with serving(screen=Filter(None)) as server:
+        if stream:
+            parts = streamed(server, path, **body)
+        else:
+            body = {**ENDPOINTS[path], **body}
+            parts = [httpx.post(server.url + path, json=body, timeout=300).json()]
+    choices = [choice for part in parts for choice in part["choices"]]
+    ends = [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
+    assert len(ends) == 8 and 0 < ends.count("content_filter") < 8
+    assert all(choice["logprobs"] is None for choice in choices)
+    texts = dict[int, str]()
+    for choice in choices:
+        said = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
+        texts[choice["index"]] = texts.get(choice["index"], "") + (said.get("content") or "")
+    assert not any("bomb" in text for text in texts.values())
+    assert any("say hello." in text for text in texts.values())
+
+
+@pytest.mark.parametrize(
+    ("path", "asking"),
+    [
+        ("/v1/chat/completions", lambda text: {"messages": [{"role": "user", "content": text}]}),
+        ("/chat", lambda text: {"message": text}),
+        ("/v1/completions", lambda text: {"prompt": text}),
+        ("/v1/completions", lambda text: {"prompt": ["hi there", text]}),
+        ("/v1/completions", lambda text: {"prompt": ids(text)}),
+        ("/v1/completions", lambda text: {"prompt": [ids("hi there"), ids(text)]}),
+    ],
+    ids=["chat", "plain chat", "text", "texts", "ids", "lists of ids"],
+)
+def test_a_harmful_request_is_refused_however_it_is_sent(
+    serving: Callable[..., Any], path: str, asking: Callable[[str], dict[str, Any]]
+) -> None:
+    def asked(server: Any, text: str) -> httpx.Response:
+        body = {**asking(text), "max_tokens": 2, "max_length": 2}
+        return httpx.post(server.url + path, json=body, timeout=300)
+
+    with serving(screen=Filter(None)) as server:
+        refused = asked(server, HARM)
+        assert refused.status_code == 400
+        error = refused.json()["error"]
+        assert error["code"] == "content_filter" and "rule: weapons" in error["message"]
+        assert asked(server, PEACE).status_code == 200
+
+
+def ids(text: str) -> list[int]:
+    """The tokens of the fixture's models: a byte each."""
+    return [FIRST_BYTE + BYTE_ORDER.index(byte) for byte in text.encode()]
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)
