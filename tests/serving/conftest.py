@@ -6,7 +6,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,10 +17,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from instar.checkpoint import read_model_config, save_model
+from instar.generation import Engine, Request
 from instar.model import CausalLM, ModelConfig
 from instar.model.transformer import initialize
 from instar.serving.app import Rules, create_app
 from instar.serving.served import Served, load
+from instar.serving.worker import Writing
 from instar.tokenizer.hf import save_tokenizer
 
 CONTEXT = 128
@@ -143,3 +145,17 @@ def server(serving: Callable[..., contextmanager[Running]]) -> Iterator[Running]
     """A server with the usual rules."""
     with serving() as running:
         yield running
+
+
+@pytest.fixture
+def wishes(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """What the server asks its engines, as it comes."""
+    found, worker = list[Request](), server.state.worker
+    write = worker.write
+
+    async def noted(engine: Engine, requests: Sequence[Request], every_step: bool) -> Writing:
+        found.extend(requests)
+        return await write(engine, requests, every_step)
+
+    monkeypatch.setattr(worker, "write", noted)
+    return found
