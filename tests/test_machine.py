@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from instar import lineage, machine
-from instar.machine import fastest, product_flops, remembered
+from instar.machine import best_s, fastest, product_flops, remembered
 
 
 @pytest.fixture(autouse=True)
@@ -20,16 +21,33 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "instar" / "machine.json"
 
 
-def test_a_products_speed_is_that_of_products_timed_by_hand() -> None:
-    cpu = torch.device("cpu")
-    found = product_flops(torch.float32, cpu)
-    a = torch.rand(512, 512)
-    began = time.perf_counter()
-    for _ in range(5):
-        a @ a
-    by_hand = 5 * 2 * 512**3 / (time.perf_counter() - began)
-    # A machine shared with others is noisy; a wrong factor or unit is not within ten.
-    assert by_hand / 10 < found < by_hand * 10
+def test_a_products_speed_is_its_operations_by_its_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted = list[int]()
+
+    def quarter_of_a_second(call: Callable[[], object]) -> float:
+        with FlopCounterMode(display=False) as counter:
+            call()
+        counted.append(counter.get_total_flops())
+        return 0.25
+
+    monkeypatch.setattr(machine, "best_s", quarter_of_a_second)
+    found = product_flops(torch.float32, torch.device("cpu"))
+    assert len(counted) == 1 and counted[0] > 0
+    assert found == 4 * counted[0]
+
+
+def test_the_fastest_call_counts_but_not_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, seconds = [0.0], iter([0.5, 3.0, 1.0, 2.0, 0.1])
+
+    def call() -> None:
+        now[0] += next(seconds)
+
+    monkeypatch.setattr(machine, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(machine, "MEASURED_S", 5.0)
+    assert best_s(call) == 1.0
+    assert next(seconds) == 0.1, "there was no room for one more"
 
 
 def test_a_question_is_asked_once() -> None:
