@@ -198,17 +198,27 @@ def test_regular_expressions(vocabulary: Vocabulary, tokenizer: Tokenizer) -> No
 
 
 @pytest.mark.parametrize(
-    "schema",
-    [{"type": "fish"}, {"$ref": "#/$defs/nothing"}, {"$ref": "#"}, {"enum": []}, {"pattern": "("},
-     {"not": {"type": "string"}}, {"properties": {"a": {"uniqueItems": True}}}, False, 7,
-     {"allOf": [{"type": "string"}, {"minLength": 2}]}, {"enum": ["x" * 70_000]},
-     {"type": "object", "properties": {str(i): {} for i in range(2000)}}],
-    ids=lambda schema: json.dumps(schema)[:40],
-)  # fmt: skip
-def test_what_replies_cannot_be_held_to_is_refused(vocabulary: Vocabulary, schema: Any) -> None:
-    if schema == {"pattern": "("}:
-        schema = {"type": "string", **schema}
-    with pytest.raises(UserError):
+    ("schema", "why"),
+    [
+        ({"type": "fish"}, 'Unsupported type "fish"'),
+        ({"$ref": "#/$defs/nothing"}, "Cannot find field"),
+        ({"$ref": "#"}, "nothing can satisfy"),
+        ({"enum": []}, "enum array must not be empty"),
+        ({"type": "string", "pattern": "("}, "parenthesis is not closed"),
+        ({"not": {"type": "string"}}, "uses `not`"),
+        ({"properties": {"a": {"uniqueItems": True}}}, "uses `uniqueItems`"),
+        ({"allOf": [{"type": "string"}, {"minLength": 2}]}, "uses `allOf`"),
+        (False, "cannot accept any value"),
+        (7, "should be an object or bool"),
+        ({"enum": ["x" * 70_000]}, "has 70014 characters"),
+        ({"type": "object", "properties": {str(i): {} for i in range(2000)}}, "has 2000 keys"),
+    ],
+    ids=lambda value: json.dumps(value)[:40],
+)
+def test_what_replies_cannot_be_held_to_is_refused(
+    vocabulary: Vocabulary, schema: Any, why: str
+) -> None:
+    with pytest.raises(UserError, match=why):
         vocabulary.json_schema(schema, 50)
 
 

@@ -100,17 +100,29 @@ def test_a_port_that_is_taken(runs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [[], ["{runs}/sft", "--queue", "0"], ["{runs}/sft", "--port", "70000"], ["{runs}/nothing"],
-     ["{runs}/sft", "{runs}/sft"], ["{runs}/sft", "--rate", "-1"],
-     ["{runs}/sft", "--cache-gib", "nan"], ["{runs}/sft", "--safety-log", "log.jsonl"],
-     ["{runs}/sft", "--name", "https://my.example"], ["{runs}/sft", "--name", "my.example:80"]],
-)  # fmt: skip
-def test_mistakes_on_the_command_line(runs: Path, arguments: list[str]) -> None:
-    with pytest.raises((UserError, SystemExit)) as caught:
+    ("arguments", "why"),
+    [
+        ([], "no model is named"),
+        (["{runs}/nothing"], "no such directory"),
+        (["{runs}/sft", "{runs}/sft"], "two models are called 'sft'"),
+        (["{runs}/sft", "--queue", "0"], "--queue is 0"),
+        (["{runs}/sft", "--port", "70000"], "--port is 70000"),
+        (["{runs}/sft", "--rate", "-1"], "--rate is -1"),
+        (["{runs}/sft", "--cache-gib", "nan"], "--cache-gib is nan"),
+        (["{runs}/sft", "--safety-log", "log.jsonl"], "--safety"),
+        (["{runs}/sft", "--name", "https://my.example"], "--name is 'https://my.example'"),
+        (["{runs}/sft", "--name", "my.example:80"], "--name is 'my.example:80'"),
+    ],
+)
+def test_mistakes_on_the_command_line(runs: Path, arguments: list[str], why: str) -> None:
+    with pytest.raises(UserError, match=why):
         main([argument.format(runs=runs) for argument in arguments])
-    if isinstance(caught.value, SystemExit):
-        assert caught.value.code == 2
+
+
+def test_an_unknown_option_ends_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["m", "--quue", "3"])
+    assert ended.value.code == 2 and "--quue" in capsys.readouterr().err
 
 
 def test_keys_names_and_origins_are_given_one_by_one() -> None:
