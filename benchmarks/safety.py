@@ -41,20 +41,24 @@ def held_out() -> list[Example]:
 
 
 def by_deeds(folds: int) -> list[tuple[list[Example], list[Example]]]:
-    """For each fold, what is learnt and what is asked; no deed is in both."""
-    everything = examples()
+    """For each fold, what is learnt and what is asked; no deed is in both, nor any text.
+
+    What helps with a deed is also what is said in answer to another one, so that some texts stand
+    with several deeds.
+    """
+    everything = (*examples(), *held_out())
 
     def fold(example: Example) -> int:
         return int(fraction(f"fold {example.deed}") * folds) if example.deed else -1
 
-    unseen = [Example(e.text, e.harmful, e.role, e.deed) for e in held_out()]
-    return [
-        (
-            [e for e in everything if fold(e) != this],
-            [e for e in (*everything, *unseen) if fold(e) == this],
-        )
-        for this in range(folds)
-    ]
+    parts = list[tuple[list[Example], list[Example]]]()
+    for this in range(folds):
+        asked = [example for example in everything if fold(example) == this]
+        texts = {(example.role, example.text) for example in asked}
+        others = [example for example in examples() if fold(example) != this]
+        learnt = [example for example in others if (example.role, example.text) not in texts]
+        parts.append((learnt, asked))
+    return parts
 
 
 def share(filter_: Filter, items: Sequence[Example]) -> dict[str, list[float]]:
