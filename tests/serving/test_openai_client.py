@@ -11,6 +11,8 @@ import jsonschema
 import openai
 import pytest
 
+from instar.generation import Request
+
 HELLO = [{"role": "user", "content": "hi there"}]
 PERSON = {
     "type": "object",
@@ -100,14 +102,21 @@ def test_logprobs(client: openai.OpenAI) -> None:
 
 
 def test_streamed_logprobs_are_the_same(client: openai.OpenAI) -> None:
-    wanted: dict[str, Any] = {"model": "sft", "messages": HELLO, "max_tokens": 8, "seed": 3}
-    whole = client.chat.completions.create(**wanted, logprobs=True).choices[0].logprobs
-    stream = client.chat.completions.create(**wanted, logprobs=True, stream=True)
+    wanted: dict[str, Any] = {
+        "model": "sft", "messages": HELLO, "max_tokens": 8, "seed": 3, "logprobs": True,
+        "top_logprobs": 3,
+    }  # fmt: skip
+    whole = client.chat.completions.create(**wanted).choices[0].logprobs
+    stream = client.chat.completions.create(**wanted, stream=True)
     pieces = [c.choices[0].logprobs for c in stream if c.choices and c.choices[0].logprobs]
     streamed = [token for piece in pieces for token in piece.content or []]
-    assert whole is not None and [t.token for t in streamed] == [
-        t.token for t in whole.content or []
-    ]
+    assert whole is not None and whole.content and len(pieces) > 1
+    for token, same in zip(streamed, whole.content, strict=True):
+        found, expected = [token, *token.top_logprobs], [same, *same.top_logprobs]
+        assert len(found) == 4
+        assert [(t.token, t.bytes) for t in found] == [(t.token, t.bytes) for t in expected]
+        values = [t.logprob for t in expected]
+        assert [t.logprob for t in found] == pytest.approx(values, abs=1e-4)
 
 
 def test_json_schema(client: openai.OpenAI) -> None:
@@ -202,7 +211,9 @@ def test_functions_with_equally_named_definitions(client: openai.OpenAI) -> None
     assert json.loads(call.function.arguments) == wanted[call.function.name]
 
 
-def test_the_answer_of_a_function_goes_back(client: openai.OpenAI) -> None:
+def test_the_answer_of_a_function_goes_back(
+    client: openai.OpenAI, server: Any, wishes: list[Request]
+) -> None:
     call = {"id": "call_1", "type": "function",
             "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}  # fmt: skip
     messages = [
@@ -214,6 +225,11 @@ def test_the_answer_of_a_function_goes_back(client: openai.OpenAI) -> None:
         model="wide", messages=messages, tools=[WEATHER], tool_choice="none", max_tokens=5
     )
     assert reply.choices[0].finish_reason in ("stop", "length")
+    [wish] = wishes
+    read = server.state.models[2].tokenizer.decode(wish.prompt, skip_special=False)
+    asked = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    answered = "<|im_start|>user\n<tool_response>\nrain\n</tool_response><|im_end|>"
+    assert f"<|im_start|>assistant\n{asked}<|im_end|>\n{answered}" in read
 
 
 def test_completions(client: openai.OpenAI) -> None:
