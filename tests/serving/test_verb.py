@@ -109,7 +109,7 @@ def test_a_port_that_is_taken(runs: Path) -> None:
         (["{runs}/sft", "--port", "70000"], "--port is 70000"),
         (["{runs}/sft", "--rate", "-1"], "--rate is -1"),
         (["{runs}/sft", "--cache-gib", "nan"], "--cache-gib is nan"),
-        (["{runs}/sft", "--safety-log", "log.jsonl"], "--safety"),
+        (["{runs}/sft", "--safety-log", "log.jsonl"], "without --safety"),
         (["{runs}/sft", "--name", "https://my.example"], "--name is 'https://my.example'"),
         (["{runs}/sft", "--name", "my.example:80"], "--name is 'my.example:80'"),
     ],
