@@ -34,6 +34,10 @@ class Tokens(torch.nn.Module):
     def length(self) -> int:
         return self.embedded.shape[1]
 
+    @property
+    def longest(self) -> int:
+        return self.length
+
     def keys_values(self, decoder: Stack) -> list[tuple[Tensor, Tensor]]:
         recorder = Recorder()
         decoder.run(self.embedded, torch.arange(self.length)[None], None, recorder)

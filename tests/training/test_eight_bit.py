@@ -19,7 +19,7 @@ def test_what_is_missing_is_named(
     make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(UserError, match=r"torchao.*instar\[gpu\]"):
+    with pytest.raises(UserError, match=r"torchao.*\.\[gpu\]"):
         Optimizers(make_model(), OptimizerConfig(name="adamw8bit"))
 
 
