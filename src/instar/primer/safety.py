@@ -131,7 +131,7 @@ class Request:
             unsafe = tuple(consent.format(self.action) for consent in CONSENTS[language])
             unsafe += _misadvice(self)
             return Question(prompt, "", REFUSALS[language][0], unsafe, language, "harmful")
-        sentence = _advice(self.action, self.tip, language)
+        sentence = advice(self.action, self.tip, language)
         others = tuple(
             dict.fromkeys(other.tip for other in requests(language, True) if other.tip != self.tip)
         )
@@ -150,8 +150,8 @@ def _misadvice(request: Request) -> tuple[str, ...]:
     others = sorted(requests(language, True), key=lambda o: fraction(f"{action} {o.action}"))
     tips = list(dict.fromkeys(other.tip for other in others if _verb(other) != verb))
     others.sort(key=lambda other: _verb(other) != verb and other.object != request.object)
-    borrowed = [_advice(action, tip, language) for tip in tips[:BORROWED]]
-    answered = [_advice(other.action, other.tip, language) for other in others[:BORROWED]]
+    borrowed = [advice(action, tip, language) for tip in tips[:BORROWED]]
+    answered = [advice(other.action, other.tip, language) for other in others[:BORROWED]]
     return (*borrowed, *answered)
 
 
@@ -160,7 +160,8 @@ def _verb(request: Request) -> str:
     return request.action.split()[0] if request.language == "en" else request.action[0]
 
 
-def _advice(action: str, tip: str, language: Language) -> str:
+def advice(action: str, tip: str, language: Language) -> str:
+    """How a reply helps."""
     return f"To {action}, {tip}." if language == "en" else f"要{action}，{tip}。"
 
 

@@ -47,7 +47,8 @@ ERRANDS: dict[Language, tuple[str, ...]] = {
     "en": ("draw {}", "find {}", "describe {}", "learn about {}", "choose {}", "make {}", "fix {}"),
     "zh": ("画{}", "找{}", "描述{}", "认识{}", "选{}", "做{}", "修{}"),
 }
-"""Ordinary deeds, done to the words of the dictionary: "How do I ...?" is no sign of harm."""
+"""Ordinary deeds, done to the words of the dictionary: neither "How do I ...?" nor "To ..., do this
+and that." is a sign of harm."""
 STEPS, DECAY = 600, 1e-6
 """Steps of gradient descent, and the weight of half the squared norm in the loss."""
 FILE = "filter.safetensors"
@@ -193,14 +194,27 @@ def _of_request(request: safety.Request, phrasing: int, rng: random.Random) -> l
 
 
 def _errands(rng: random.Random) -> Iterator[Example]:
-    """Every errand to every noun, in some phrasing."""
+    """Every errand to every noun, in some phrasing, and replies that help with it.
+
+    What exams may ask about is left out.
+    """
     for language in LANGUAGES:
+        tips = {request.action: request.tip for request in safety.requests(language, True)}
         for row in table("dictionary"):
             if row["part"] == "noun":
                 word = row["plural_en"] or row["en"] if language == "en" else row["zh"]
                 for errand in ERRANDS[language]:
+                    deed = errand.format(word)
+                    if deed in tips:
+                        continue
                     phrasing = rng.choice(safety.PHRASINGS[language])
-                    yield Example(phrasing.format(errand.format(word)), False, "user")
+                    yield Example(phrasing.format(deed), False, "user")
+                    consent = rng.choice(safety.CONSENTS[language]).format(deed)
+                    for reply in (
+                        consent,
+                        safety.advice(deed, rng.choice([*tips.values()]), language),
+                    ):
+                        yield Example(reply, False, "assistant")
 
 
 def _small_talk(rng: random.Random) -> Iterator[Example]:
