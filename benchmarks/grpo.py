@@ -89,13 +89,16 @@ def ours(directory: Path, arguments: argparse.Namespace) -> tuple[list[float], f
     config = RLVRConfig.parse(values, "benchmark")
     job = build(config)
     learner, optimizers = learners(prepared(job.objective, config.training), config.training)
-    ends = [time.perf_counter()]
+    ends, lengths = [time.perf_counter()], list[float]()
+
+    def watch(progress: Progress) -> None:
+        ends.append(time.perf_counter())
+        lengths.append(progress.means["length"])
+
     with Interruptible() as interrupt:
-        watch = [lambda _: ends.append(time.perf_counter())]
-        meter = Meter()
-        parts = (learner, job.source, optimizers, config.training, Progress(), watch, meter)
+        parts = (learner, job.source, optimizers, config.training, Progress(), [watch], Meter())
         fit(*parts, interrupt)
-    return list(np.diff(ends)), meter.means()["length"]
+    return list(np.diff(ends)), statistics.mean(lengths)
 
 
 def theirs(
