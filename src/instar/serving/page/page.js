@@ -81,7 +81,7 @@ function buildSettings() {
   // A key is kept for as long as the tab is open, and no longer.
   const key = document.getElementById("key");
   key.value = sessionStorage.getItem("instar.key") ?? "";
-  key.addEventListener("change", () => { sessionStorage.setItem("instar.key", key.value); fillModels(); });
+  key.addEventListener("change", () => { sessionStorage.setItem("instar.key", key.value); fillModels(false); });
 }
 
 /** Show the settings or hide them; `field` gets the focus. */
@@ -118,14 +118,17 @@ function buildTabs() {
   });
 }
 
-/** Ask which models there are, and offer them wherever one is chosen. */
-async function fillModels() {
+/**
+ * Ask which models there are, and offer them wherever one is chosen.
+ * If `leads`, where a key is wanted the cursor goes to it: not while somebody writes elsewhere.
+ */
+async function fillModels(leads = true) {
   let names = [];
   try {
     names = await models();
   } catch (error) {
     for (const talk of talks) talk.hello.textContent = error.message;
-    if (error.code === "needs_key") openSettings(true, "key");
+    if (leads && error.code === "needs_key") openSettings(true, "key");
     return;
   }
   for (const talk of talks) talk.hello.textContent = say("hello");
