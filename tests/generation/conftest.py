@@ -3,11 +3,14 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from instar.adapters.base import activate, add
+from instar.adapters.lora import LoRAConfig
 from instar.generation import Engine, native
 from instar.model import CausalLM, ModelConfig
 from instar.model.transformer import initialize
@@ -41,6 +44,22 @@ def engine(tokenizer: Tokenizer) -> Engine:
     model = CausalLM(config)
     initialize(model, config, torch.Generator().manual_seed(0))
     return Engine(model, tokenizer)
+
+
+@pytest.fixture
+def add_speakers() -> Callable[[CausalLM], None]:
+    """Gives a model two adapters that change much, poet and clerk, and lets neither speak."""
+
+    def give(model: CausalLM) -> None:
+        for seed, name in enumerate(("poet", "clerk")):
+            add(model, LoRAConfig(rank=4), seed, name)
+            with torch.no_grad():
+                for path, weight in model.named_parameters():
+                    if name in path:
+                        weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(seed))
+        activate(model, None)
+
+    return give
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 
 import pytest
-import torch
 
-from instar.adapters.base import activate, add
-from instar.adapters.lora import LoRAConfig
 from instar.generation import GREEDY, Engine, Reply, Request, Stopping
 from instar.generation.slots import WORTHWHILE
+from instar.model import CausalLM
 
 NAMES = (None, "poet", "clerk")
 STOPPING = Stopping(frozenset(), max_new_tokens=7)
@@ -19,16 +18,10 @@ PROMPT = [random.Random(1).randrange(6, 262) for _ in range(WORTHWHILE + 8)]
 
 
 @pytest.fixture
-def base(engine: Engine) -> Engine:
+def base(engine: Engine, add_speakers: Callable[[CausalLM], None]) -> Engine:
     """An engine of the usual model with two adapters that change much."""
     model = copy.deepcopy(engine.model)
-    for seed, name in enumerate(("poet", "clerk")):
-        add(model, LoRAConfig(rank=4), seed, name)
-        with torch.no_grad():
-            for path, weight in model.named_parameters():
-                if name in path:
-                    weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(seed))
-    activate(model, None)
+    add_speakers(model)
     return Engine(model, engine.tokenizer, slots=4)
 
 

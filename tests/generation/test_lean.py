@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from instar.adapters.base import activate, add, merge
-from instar.adapters.lora import LoRAConfig
+from instar.adapters.base import activate, merge
 from instar.errors import UserError
 from instar.generation import GREEDY, Completion, Engine, Request, Sampling, Stopping
 from instar.generation.body import fits
@@ -150,16 +150,12 @@ def test_weights_whose_copying_was_broken_off_are_copied_again(
     assert len(engine.generate([[7, 8, 9]], GREEDY, STOPPING)[0].ids) == 10
 
 
-def test_each_request_may_have_an_adapter_of_its_own(tokenizer: Tokenizer):
+def test_each_request_may_have_an_adapter_of_its_own(
+    tokenizer: Tokenizer, add_speakers: Callable[[CausalLM], None]
+):
     model = model_of(tokenizer, {})
     plain = Engine(model, tokenizer).generate([[7, 8, 9]], GREEDY, STOPPING)
-    for seed, name in enumerate(("poet", "clerk")):
-        add(model, LoRAConfig(rank=4), seed, name)
-        with torch.no_grad():
-            for path, weight in model.named_parameters():
-                if name in path:
-                    weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(seed))
-    activate(model, None)
+    add_speakers(model)
     engine = Engine(model, tokenizer)
     names = [None, "poet", "clerk", "poet", None]
     replies = [

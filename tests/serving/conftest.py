@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -93,6 +94,23 @@ class Running(uvicorn.Server):
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=20)
         super().__init__(config)
+
+    def post(self, path: str = "/v1/chat/completions", **options: Any) -> httpx.Response:
+        """Ask anything."""
+        return httpx.post(self.url + path, timeout=30, **options)
+
+    def ask(self, **body: Any) -> httpx.Response:
+        """Ask for a chat of four tokens."""
+        hello = [{"role": "user", "content": "hi there"}]
+        return self.post(json={"messages": hello, "max_tokens": 4, **body})
+
+    @staticmethod
+    def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
+        """What an answer of that status says, in OpenAI's shape."""
+        assert answer.status_code == status, answer.text
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"} and error["message"]
+        return error
 
     @contextmanager
     def running(self) -> Iterator[Running]:

@@ -14,29 +14,14 @@ import pytest
 HELLO = [{"role": "user", "content": "hi there"}]
 
 
-def post(server: Any, path: str = "/v1/chat/completions", **options: Any) -> httpx.Response:
-    return httpx.post(server.url + path, timeout=30, **options)
-
-
-def ask(server: Any, **body: Any) -> httpx.Response:
-    return post(server, json={"messages": HELLO, "max_tokens": 4, **body})
-
-
-def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"} and error["message"]
-    return error
-
-
 def test_keys(serving: Callable[..., Any]) -> None:
     with serving(keys=["right", "other"]) as server:
-        error = error_of(ask(server), 401)
+        error = server.error_of(server.ask(), 401)
         assert error["code"] == "invalid_api_key" and error["type"] == "authentication_error"
         for key, status in (("wrong", 401), ("right", 200), ("other", 200), ("", 401)):
             header = {"Authorization": f"Bearer {key}" if key else "Bearer"}
             body = {"messages": HELLO, "max_tokens": 2}
-            assert post(server, json=body, headers=header).status_code == status
+            assert server.post(json=body, headers=header).status_code == status
         for path in ("/metrics", "/v1/models", "/nothing"):
             assert httpx.get(server.url + path).status_code == 401
         assert httpx.get(server.url + "/health").status_code == 200
@@ -44,9 +29,9 @@ def test_keys(serving: Callable[..., Any]) -> None:
 
 def test_rate(serving: Callable[..., Any]) -> None:
     with serving(per_minute=3) as server:
-        answers = [ask(server) for _ in range(4)]
+        answers = [server.ask() for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
-        error_of(answers[-1], 429)
+        server.error_of(answers[-1], 429)
         assert 1 <= int(answers[-1].headers["Retry-After"]) <= 20
 
 
@@ -109,15 +94,15 @@ def test_what_a_browser_sends_without_asking_is_not_read(
     server: Any, path: str, body: dict[str, Any], kind: str | None
 ) -> None:
     headers = {"Content-Type": kind} if kind else {}
-    answer = post(server, path, content=json.dumps(body), headers=headers)
-    assert error_of(answer, 400)["code"] == "invalid_json"
-    assert post(server, path, json=body).status_code == 200
+    answer = server.post(path, content=json.dumps(body), headers=headers)
+    assert server.error_of(answer, 400)["code"] == "invalid_json"
+    assert server.post(path, json=body).status_code == 200
 
 
 def test_pages_of_other_origins_may_not_send(serving: Callable[..., Any]) -> None:
     def status(server: Any, **headers: str) -> int:
         body = {"messages": HELLO, "max_tokens": 2}
-        return post(server, json=body, headers=headers).status_code
+        return server.post(json=body, headers=headers).status_code
 
     with serving() as server:
         assert status(server, Origin=server.url) == 200
@@ -127,8 +112,8 @@ def test_pages_of_other_origins_may_not_send(serving: Callable[..., Any]) -> Non
         assert status(server, **proxied) == 200
         for origin in ("https://evil.example", "null", server.url + "0"):
             assert status(server, **{"Origin": origin, "Sec-Fetch-Site": "same-site"}) == 403
-        answer = post(server, json={}, headers={"Origin": "https://evil.example"})
-        error = error_of(answer, 403)
+        answer = server.post(json={}, headers={"Origin": "https://evil.example"})
+        error = server.error_of(answer, 403)
         assert error["code"] == "wrong_origin"
         assert "--cors https://evil.example" in error["message"]
         asked = httpx.get(server.url + "/health", headers={"Origin": "https://evil.example"})
@@ -152,15 +137,15 @@ def test_a_server_that_is_called_by_another_name(serving: Callable[..., Any]) ->
 
 
 def test_ten_megabytes(server: Any) -> None:
-    answer = ask(server, messages=[{"role": "user", "content": "a" * 10_000_000}])
-    assert error_of(answer, 413)["code"] == "body_too_large"
+    answer = server.ask(messages=[{"role": "user", "content": "a" * 10_000_000}])
+    assert server.error_of(answer, 413)["code"] == "body_too_large"
 
     def pieces() -> Any:  # without a length in the header
         for _ in range(100):
             yield b"a" * 100_000
 
-    error_of(post(server, content=pieces()), 413)
-    assert ask(server).status_code == 200
+    server.error_of(server.post(content=pieces()), 413)
+    assert server.ask().status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/chat", "/v1/chat/completions", "/v1/completions"])

@@ -17,21 +17,6 @@ from instar.serving.grammar import DEEPEST, Vocabulary
 HELLO = [{"role": "user", "content": "hi there"}]
 
 
-def post(server: Any, path: str = "/v1/chat/completions", **options: Any) -> httpx.Response:
-    return httpx.post(server.url + path, timeout=30, **options)
-
-
-def ask(server: Any, **body: Any) -> httpx.Response:
-    return post(server, json={"messages": HELLO, "max_tokens": 4, **body})
-
-
-def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"} and error["message"]
-    return error
-
-
 def of_schema(form: Any) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"schema": form}}}
 
@@ -70,8 +55,8 @@ def test_values_out_of_range(
 ) -> None:
     # Not through httpx's json, which refuses half a surrogate pair itself.
     content = json.dumps({"messages": HELLO, "max_tokens": 4, **body})
-    answer = post(server, content=content, headers={"Content-Type": "application/json"})
-    error = error_of(answer, 400)
+    answer = server.post(content=content, headers={"Content-Type": "application/json"})
+    error = server.error_of(answer, 400)
     assert error["param"] == param
     assert why in error["message"]
 
@@ -82,8 +67,8 @@ def test_values_out_of_range(
      b"[" * 100_000, b'{"seed": ' + b"9" * 10_000 + b"}"],
 )  # fmt: skip
 def test_bodies_that_are_no_json(server: Any, content: bytes) -> None:
-    answer = post(server, content=content, headers={"Content-Type": "application/json"})
-    error_of(answer, 400)
+    answer = server.post(content=content, headers={"Content-Type": "application/json"})
+    server.error_of(answer, 400)
 
 
 def test_a_deep_schema_is_refused(server: Any) -> None:
@@ -91,7 +76,7 @@ def test_a_deep_schema_is_refused(server: Any) -> None:
     for _ in range(300):
         schema = {"type": "array", "items": schema, "minItems": 1}
     form = {"type": "json_schema", "json_schema": {"schema": schema}}
-    assert "nested" in error_of(ask(server, response_format=form), 400)["message"]
+    assert "nested" in server.error_of(server.ask(response_format=form), 400)["message"]
 
 
 def test_a_deep_tool_is_refused_where_it_must_be_called(server: Any) -> None:
@@ -105,11 +90,11 @@ def test_a_deep_tool_is_refused_where_it_must_be_called(server: Any) -> None:
     # An alternative is two deep, and the first one lies four deep in the schema of the call.
     deepest = (DEEPEST - 4) // 2
     body: dict[str, Any] = {"model": "wide", "tool_choice": "required"}
-    assert ask(server, tools=tools(deepest), **body).status_code == 200
-    error = error_of(ask(server, tools=tools(deepest + 1), **body), 400)
+    assert server.ask(tools=tools(deepest), **body).status_code == 200
+    error = server.error_of(server.ask(tools=tools(deepest + 1), **body), 400)
     assert "is nested" in error["message"] and error["code"] == "invalid_value"
     body["tool_choice"] = "auto"
-    assert ask(server, tools=tools(deepest + 1), **body).status_code == 200
+    assert server.ask(tools=tools(deepest + 1), **body).status_code == 200
 
 
 def test_a_tool_without_bottom_is_a_mistake_of_the_clients(server: Any) -> None:
@@ -118,14 +103,14 @@ def test_a_tool_without_bottom_is_a_mistake_of_the_clients(server: Any) -> None:
         schema = {"anyOf": [schema]}
     tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
     for choice in ("auto", "required"):
-        error_of(ask(server, model="wide", tools=tools, tool_choice=choice), 400)
-    assert ask(server).status_code == 200
+        server.error_of(server.ask(model="wide", tools=tools, tool_choice=choice), 400)
+    assert server.ask().status_code == 200
 
 
 def test_pages_that_do_not_exist(server: Any) -> None:
-    error_of(post(server, "/v1/nothing", json={}), 404)
-    error_of(httpx.get(server.url + "/v1/chat/completions"), 405)
-    assert error_of(ask(server, model="nobody"), 404)["code"] == "model_not_found"
+    server.error_of(server.post("/v1/nothing", json={}), 404)
+    server.error_of(httpx.get(server.url + "/v1/chat/completions"), 405)
+    assert server.error_of(server.ask(model="nobody"), 404)["code"] == "model_not_found"
 
 
 def test_a_prompt_that_is_too_long(server: Any) -> None:
@@ -134,7 +119,7 @@ def test_a_prompt_that_is_too_long(server: Any) -> None:
         ("/v1/completions", "prompt", "a" * 500),
         ("/chat", "message", "a" * 500),
     ):
-        error = error_of(post(server, path, json={field: content}), 400)
+        error = server.error_of(server.post(path, json={field: content}), 400)
         assert error["code"] == "context_length_exceeded" and error["param"] == field
 
 
@@ -145,26 +130,26 @@ def test_what_would_change_the_answer_is_not_passed_over(
     server: Any, body: dict[str, Any], param: str
 ) -> None:
     asked = {"prompt": "hi", "max_tokens": 2}
-    answer = post(server, "/v1/completions", json={**asked, **body})
-    assert error_of(answer, 400)["param"] == param
+    answer = server.post("/v1/completions", json={**asked, **body})
+    assert server.error_of(answer, 400)["param"] == param
     same = {"suffix": None, "n": 2, "best_of": 2}  # which changes nothing
-    assert post(server, "/v1/completions", json={**asked, **same}).status_code == 200
+    assert server.post("/v1/completions", json={**asked, **same}).status_code == 200
 
 
 def test_a_full_queue(serving: Callable[..., Any], waiting: Callable[..., None]) -> None:
     with serving(most_open=3) as server:
         with connection(server, n=2, **ENDLESS):
             waiting(lambda: server.state.worker.open == 2)
-            answer = ask(server, n=2)
-            assert error_of(answer, 429)["code"] == "queue_full"
+            answer = server.ask(n=2)
+            assert server.error_of(answer, 429)["code"] == "queue_full"
             assert int(answer.headers["Retry-After"]) >= 1
         waiting(lambda: server.state.worker.open == 0)
-        assert ask(server, n=3).status_code == 200, "what was refused counts no more"
+        assert server.ask(n=3).status_code == 200, "what was refused counts no more"
 
 
 def test_more_replies_than_ever_have_room(serving: Callable[..., Any]) -> None:
     with serving(most_open=3) as server:
-        error = error_of(ask(server, n=4), 400)
+        error = server.error_of(server.ask(n=4), 400)
         assert error["code"] == "too_many" and "4 replies" in error["message"]
 
 
@@ -183,17 +168,17 @@ def test_time_is_bounded(serving: Callable[..., Any]) -> None:
     from instar.serving.asking import Bounds
 
     with serving(bounds=Bounds(timeout_s=0.0)) as server:
-        answer = ask(server)
-        assert error_of(answer, 503)["code"] == "timeout" and "Retry-After" in answer.headers
+        answer = server.ask()
+        assert server.error_of(answer, 503)["code"] == "timeout" and "Retry-After" in answer.headers
         for path, body in (
             ("/v1/chat/completions", {"messages": HELLO}),
             ("/v1/completions", {"prompt": "hi"}),
         ):  # a stream has begun with 200 by then
-            last = post(server, path, json={**body, "stream": True}).text.split("\n\n")[-3]
+            last = server.post(path, json={**body, "stream": True}).text.split("\n\n")[-3]
             assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
     with serving(bounds=Bounds(timeout_s=0.1, usual_tokens=4000)) as server:
         body = {"messages": HELLO, "model": "wide", "logit_bias": {"3": -100, "5": -100}}
-        answer = post(server, json=body)
+        answer = server.post(json=body)
         choice = answer.json()["choices"][0]
         assert choice["finish_reason"] == "length"
         assert 0 < answer.json()["usage"]["completion_tokens"] < 1900
@@ -205,11 +190,11 @@ def test_a_grammar_that_takes_too_long_is_given_up(
     monkeypatch.setattr("instar.serving.grammar.MOST_S", 0.0)
     pattern = {"type": "regex", "pattern": "(([a-z]{0,100}){0,100}){0,100}"}
     with serving() as server:
-        error = error_of(ask(server, response_format=pattern), 400)
+        error = server.error_of(server.ask(response_format=pattern), 400)
         assert "too long" in error["message"] and "Simplify" in error["message"]
-        last = ask(server, response_format=pattern, stream=True).text.split("\n\n")[-3]
+        last = server.ask(response_format=pattern, stream=True).text.split("\n\n")[-3]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "invalid_value"
-        assert ask(server).status_code == 200
+        assert server.ask().status_code == 200
 
 
 def test_the_engines_do_not_wait_while_somebody_looks_for_the_end_of_a_form(
@@ -226,7 +211,7 @@ def test_the_engines_do_not_wait_while_somebody_looks_for_the_end_of_a_form(
     schema = {"type": "array", "minItems": 50, "items": {"type": "integer"}}
     form = {"type": "json_schema", "json_schema": {"schema": schema}}
     body = {"model": "wide", "response_format": form, "n": 4, "max_tokens": 1}
-    assert ask(server, **body).status_code == 200
+    assert server.ask(**body).status_code == 200
     assert names.count("engines") == 4, "one token of each reply"
 
 
@@ -240,12 +225,12 @@ def test_a_fault_of_ours_is_told_and_counted(
             raise RuntimeError("a fault")
 
         monkeypatch.setattr(engine, "step", fail)
-        assert error_of(ask(server), 500)["code"] == "internal"
-        last = ask(server, stream=True).text.split("\n\n")[-3]
+        assert server.error_of(server.ask(), 500)["code"] == "internal"
+        last = server.ask(stream=True).text.split("\n\n")[-3]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "internal"
-        assert ask(server, model="rlvr").status_code == 200, "the other models go on"
+        assert server.ask(model="rlvr").status_code == 200, "the other models go on"
         monkeypatch.undo()
-        assert ask(server).status_code == 200
+        assert server.ask().status_code == 200
         counted = httpx.get(server.url + "/metrics").text
         assert 'instar_requests_total{path="/v1/chat/completions",status="500"} 1.0' in counted
         assert 'status="499"' not in counted
@@ -253,9 +238,9 @@ def test_a_fault_of_ours_is_told_and_counted(
 
 def test_first_tokens_are_counted_however_they_are_asked_for(serving: Callable[..., Any]) -> None:
     with serving() as server:
-        ask(server, n=2)
-        ask(server, stream=True)
-        post(server, "/v1/completions", json={"prompt": "hi", "max_tokens": 2, "stream": True})
+        server.ask(n=2)
+        server.ask(stream=True)
+        server.post("/v1/completions", json={"prompt": "hi", "max_tokens": 2, "stream": True})
         counted = httpx.get(server.url + "/metrics").text
         assert 'instar_first_token_seconds_count{model="sft"} 4.0' in counted
 
@@ -266,7 +251,7 @@ def test_tokens_are_bounded(serving: Callable[..., Any]) -> None:
     with serving(bounds=Bounds(usual_tokens=3, most_tokens=5)) as server:
         for wanted, written in ((None, 3), (4, 4), (9, 5)):
             body = {"messages": HELLO, "max_tokens": wanted, "logit_bias": {"3": -100, "5": -100}}
-            assert post(server, json=body).json()["usage"]["completion_tokens"] == written
+            assert server.post(json=body).json()["usage"]["completion_tokens"] == written
 
 
 def connection(server: Any, **body: Any) -> socket.socket:
@@ -294,7 +279,7 @@ def test_a_client_that_leaves_frees_its_slots(
         waiting(lambda: worker.open == n)
     waiting(lambda: worker.open == 0)
     waiting(lambda: not worker._jobs and all(engine.idle for engine in worker.engines))
-    assert ask(server).status_code == 200
+    assert server.ask().status_code == 200
 
 
 def test_clients_that_come_and_go_leave_nothing(server: Any, waiting: Callable[..., None]) -> None:
@@ -322,7 +307,7 @@ def test_clients_that_come_and_go_leave_nothing(server: Any, waiting: Callable[.
     assert "engines" in before
     come_and_go(8)
     assert threads() == before
-    assert ask(server).status_code == 200
+    assert server.ask().status_code == 200
 
 
 def sender_address(server: Any) -> tuple[str, int]:
@@ -339,9 +324,9 @@ def test_an_engine_that_fails_says_so_and_goes_on(
         raise RuntimeError("a fault")
 
     monkeypatch.setattr(engine, "step", failing)
-    assert error_of(ask(server), 500)["type"] == "server_error"
+    assert server.error_of(server.ask(), 500)["type"] == "server_error"
     monkeypatch.setattr(engine, "step", step)
-    assert ask(server).status_code == 200
+    assert server.ask().status_code == 200
     assert server.state.worker.open == 0
 
 
