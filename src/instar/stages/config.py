@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 import instar
 from instar.adapters.methods import Method
 from instar.adapters.opening import Bits, content_of, load_causal_lm, to_learn
 from instar.config import Config
+from instar.data.readers import Record, read_all
 from instar.errors import UserError
 from instar.files import matching
 from instar.hub import located
@@ -40,6 +41,12 @@ class StageConfig(Config):
             raise ValueError(f"these settings are for the stage {expected!r}")
         return value
 
+    @model_validator(mode="after")
+    def _writes_elsewhere(self) -> Self:
+        if self.at(self.out).resolve() in [self.at(path).resolve() for path in self.parents()]:
+            raise ValueError(f"out is {self.out}, which it begins with: choose another directory")
+        return self
+
     def at(self, path: Path) -> Path:
         """A path of this config with `{run}` filled in."""
         return Path(str(path).replace("{run}", str(self.run)))
@@ -47,7 +54,8 @@ class StageConfig(Config):
     def checkpoint(self, path: Path) -> Path:
         """The directory of a model that a path, or a name on the hub, stands for."""
         here = self.at(path)
-        return here if here != path else located(here)  # `{run}/sft` is no name on the hub
+        # `{run}/sft` is no name on the hub; `{run}/m.gguf` is no directory.
+        return located(here) if here == path or here.suffix == ".gguf" else here
 
     def found(self, paths: Sequence[Path]) -> list[Path]:
         """The files that paths of this config stand for; a path may be a pattern, as `*.jsonl`.
@@ -62,6 +70,14 @@ class StageConfig(Config):
                 raise UserError(f"{self.stage}: no file fits {path}", "Check the path.")
             files += some
         return files
+
+    def records(self, paths: Sequence[Path], required: tuple[str, ...]) -> list[Record]:
+        """The objects in the files that paths of this config stand for.
+
+        Raises:
+            UserError: As ``found`` and ``read_all`` do.
+        """
+        return read_all(self.found(paths), required)
 
     def files(self) -> list[Path]:
         """The files that the stage reads, or patterns of them."""
@@ -101,10 +117,10 @@ def _content(directory: Path) -> str:
     """Hash of what a stage takes over from a parent."""
     content = content_of(directory)
     if content is None:
-        remedy = "Run the stage that makes it first, or mend `init`."
-        if directory.suffix == ".gguf":
-            remedy = f"Import it first: instar import {directory} --out DIR; then name DIR."
-        raise UserError(f"{directory} is not a checkpoint", remedy)
+        raise UserError(
+            f"{directory} is not a checkpoint",
+            "Run the stage that makes it first, or mend `init`.",
+        )
     return content
 
 

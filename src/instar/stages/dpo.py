@@ -109,7 +109,7 @@ def build(config: DPOConfig) -> Job:
     reference = frozen_twin(policy, bool(config.adapter)) if loss.needs_reference else None
     context = policy.context
     pairs = config.read(config.data, tokenizer, context)
-    valid = config.read(config.valid, tokenizer, context)
+    valid = config.read(config.valid, tokenizer, context) if config.valid else []
 
     def annotate(batch: Batch) -> Batch:
         batch = batch.to(default_device())
@@ -128,7 +128,8 @@ def build(config: DPOConfig) -> Job:
     flops = policy.config.flops_per_token(mean_length)
     if reference is not None:
         flops += policy.config.flops_per_token(mean_length, backward=False)
-    return Job(objective, source, policy, tokenizer, lambda tokens: flops * tokens, validate)
+    validating = validate if valid else None
+    return Job(objective, source, policy, tokenizer, lambda tokens: flops * tokens, validating)
 
 
 def needs(config: DPOConfig, survey: Survey) -> Workload:

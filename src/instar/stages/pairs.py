@@ -10,7 +10,6 @@ from annotated_types import Gt
 
 from instar.data.batch import Batch
 from instar.data.pairs import Pair, pad_pairs, preference_pairs
-from instar.data.readers import read_all
 from instar.data.sources import ExampleSource, in_order
 from instar.distributed import world
 from instar.planning.survey import Survey
@@ -30,7 +29,7 @@ class PairsConfig(TrainedStageConfig):
     data: list[Path] = [Path("{run}/data/preferences.jsonl")]
     """JSON lines with `messages`, `chosen` and `rejected` each."""
     valid: list[Path] = [Path("{run}/data/preferences_valid.jsonl")]
-    """The same, held out."""
+    """The same, held out; none is allowed."""
     batch_size: Positive = 32
     """Pairs an optimizer step."""
     micro_tokens: Positive = 4096
@@ -46,18 +45,19 @@ class PairsConfig(TrainedStageConfig):
 
     def read(self, paths: list[Path], tokenizer: Tokenizer, context: int) -> list[Pair]:
         """The pairs in some files."""
-        records = read_all(map(self.at, paths), ("messages", "chosen", "rejected"))
+        records = self.records(paths, ("messages", "chosen", "rejected"))
         return preference_pairs(records, tokenizer, context)
 
     def needs(self, survey: Survey) -> Workload:
         """What one model that learns from the pairs asks of a machine."""
         steps = self.training.steps
         pairs = survey.pairs(self.data)
+        valid = survey.whole().pairs(self.valid) if self.valid else []
         return Workload(
             survey.model(self.init),
             self.training,
             example_steps(pairs, self.batch_size, self.micro_tokens, self.seed, steps),
-            validation=cut(survey.whole().pairs(self.valid), self.batch_size, self.micro_tokens),
+            validation=cut(valid, self.batch_size, self.micro_tokens),
             text_bytes=survey.text_bytes(*self.data),
         )
 

@@ -9,7 +9,6 @@ from annotated_types import Ge, Gt, Le
 
 from instar.adapters.base import frozen_twin
 from instar.adapters.opening import load_score_model, load_tokenizer, to_learn
-from instar.data.readers import read_all
 from instar.distributed import default_device
 from instar.generation.engine import Engine
 from instar.objectives.clipped import ActorCritic
@@ -87,7 +86,7 @@ def build(config: PPOConfig) -> Job:
         lam=config.lam,
         unfinished_penalty=config.unfinished_penalty,
     )
-    tasks = read_all(map(config.at, config.prompts), ("messages",))
+    tasks = config.records(config.prompts, ("messages",))
     dtype = resolve(config.training.precision, default_device())
     engine = Engine(policy, tokenizer, precision=config.rollout.written_in(dtype))  # type: ignore[arg-type]
     source = RolloutSource(tasks, engine, judge, config.rollout, config.seed)  # type: ignore[arg-type]

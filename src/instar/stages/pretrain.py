@@ -15,7 +15,7 @@ from instar.corpus.config import HELD_OUT
 from instar.data.batch import Batch
 from instar.data.encoding import pack_documents
 from instar.data.packing import Row, pad_rows
-from instar.data.readers import Record, read_all
+from instar.data.readers import Record
 from instar.data.shards import Tokens
 from instar.data.sources import PackedSource
 from instar.distributed import world
@@ -122,9 +122,9 @@ def build(config: PretrainConfig) -> Job:
     if config.corpus:
         tokens = Tokens.open(config.at(config.corpus) / "shards")
     else:
-        texts = [d["text"] for d in read_all(config.found(config.data), ("text",))]
+        texts = [d["text"] for d in config.records(config.data, ("text",))]
         if config.replay:
-            known = [d["text"] for d in read_all(config.found(config.replay), ("text",))]
+            known = [d["text"] for d in config.records(config.replay, ("text",))]
             count = replayed(config.replay_documents, len(texts))
             earlier = drawn(known, count, config.seed)
         tokens = pack_documents(texts + ([] if config.keep.ewc_only else earlier), tokenizer)
@@ -170,7 +170,7 @@ def build(config: PretrainConfig) -> Job:
 def _documents(config: PretrainConfig) -> list[Record]:
     """What is validated on; nothing where nothing is held out."""
     paths = config.held_out()
-    return read_all(config.found(paths), ("text",))[: config.valid_documents] if paths else []
+    return config.records(paths, ("text",))[: config.valid_documents] if paths else []
 
 
 def _beginning(config: PretrainConfig) -> tuple[Tokenizer, CausalLM]:

@@ -46,7 +46,7 @@ def build(config: RewardConfig) -> Job:
     model = to_learn(model, config.adapter, config.quantize, config.seed)
     context = model.context
     pairs = config.read(config.data, tokenizer, context)
-    valid = config.read(config.valid, tokenizer, context)
+    valid = config.read(config.valid, tokenizer, context) if config.valid else []
     objective = BradleyTerry(model, config.center)
 
     def validate() -> dict[str, float]:
@@ -56,7 +56,8 @@ def build(config: RewardConfig) -> Job:
     mean_length = sum(map(len, pairs)) // (2 * len(pairs))
     flops = model.config.flops_per_token(mean_length)
     source = config.source(pairs, tokenizer)
-    return Job(objective, source, model, tokenizer, lambda tokens: flops * tokens, validate)
+    validating = validate if valid else None
+    return Job(objective, source, model, tokenizer, lambda tokens: flops * tokens, validating)
 
 
 def needs(config: RewardConfig, survey: Survey) -> Workload:

@@ -9,7 +9,6 @@ from annotated_types import Ge, Gt
 
 from instar.adapters.base import frozen_twin
 from instar.adapters.opening import load_tokenizer
-from instar.data.readers import read_all
 from instar.distributed import default_device
 from instar.errors import UserError
 from instar.generation.engine import Engine
@@ -68,7 +67,7 @@ def build(config: RLVRConfig) -> Job:
     tokenizer = load_tokenizer(config.origin())
     policy = config.policy().to(device)
     reference = frozen_twin(policy, bool(config.adapter)) if config.kl_weight else None
-    tasks = read_all(map(config.at, config.tasks), ("messages", "verifier", "answer"))
+    tasks = config.records(config.tasks, ("messages", "verifier", "answer"))
     for task in tasks:
         if task["verifier"] not in VERIFIERS:
             raise UserError(

@@ -13,7 +13,6 @@ from pydantic import model_validator
 from instar.adapters.opening import load_tokenizer
 from instar.data.batch import Batch
 from instar.data.packing import Row, check_length, conversation_row, pad_rows
-from instar.data.readers import read_all
 from instar.data.sources import ExampleSource, in_order
 from instar.distributed import default_device, world
 from instar.planning.survey import Survey
@@ -78,7 +77,7 @@ def build(config: SFTConfig) -> Job:
     context = model.context
 
     def rows(paths: list[Path]) -> list[Row]:
-        records = read_all(config.found(paths), ("messages",))
+        records = config.records(paths, ("messages",))
         made = [conversation_row(r["messages"], tokenizer, r.place) for r in records]
         check_length(made, context, [record.place for record in records])
         return made
@@ -132,7 +131,7 @@ def _earlier(
         everything = rows(config.replay_conversations)
         pools.append((everything, min(replayed(config.replay_share, new), len(everything))))
     if config.replay:
-        texts = [d["text"] for d in read_all(config.found(config.replay), ("text",))]
+        texts = [d["text"] for d in config.records(config.replay, ("text",))]
         present = new + sum(count for _, count in pools)
         count = replayed(config.replay_documents, present)
         batches = max(1, (present + count) // config.batch_size)
@@ -148,6 +147,7 @@ def needs(config: SFTConfig, survey: Survey) -> Workload:
     """What fine-tuning asks of a machine."""
     model = survey.model(config.init)
     examples = survey.conversations(config.data)
+    valid = survey.whole().conversations(config.valid) if config.valid else []
     # A survey may look at a part of the data; counts are for all of it.
     seen = survey.repeat / (survey.every * survey.scale)
     if config.replay_conversations and not config.keep.ewc_only:
@@ -165,9 +165,7 @@ def needs(config: SFTConfig, survey: Survey) -> Workload:
         example_steps(
             examples, config.batch_size, config.micro_tokens, config.seed, config.training.steps
         ),
-        validation=cut(
-            survey.whole().conversations(config.valid), config.batch_size, config.micro_tokens
-        ),
+        validation=cut(valid, config.batch_size, config.micro_tokens),
         text_bytes=survey.text_bytes(*config.data, *config.replay, *config.replay_conversations),
     )
     return config.keep.needs(work, survey.on_cpu)

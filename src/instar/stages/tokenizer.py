@@ -8,7 +8,6 @@ from typing import Annotated
 from annotated_types import Ge
 
 from instar.data.packing import check_place
-from instar.data.readers import read_all
 from instar.files import atomic_directory
 from instar.lineage import Cost, Stopwatch, peak_rss_bytes, write_lineage
 from instar.stages.base import Stage, by_main, up_to_date
@@ -47,9 +46,9 @@ def run(config: TokenizerConfig, display: Display) -> Path:
         return out
     watch = Stopwatch()
     display.stage("tokenizer", "counting words")
-    texts = [d["text"] for d in read_all(config.found(config.data), ("text",))]
+    texts = [d["text"] for d in config.records(config.data, ("text",))]
     if config.conversations:
-        talks = read_all(config.found(config.conversations), ("messages",))
+        talks = config.records(config.conversations, ("messages",))
         for talk in talks:
             check_place(talk["messages"], talk.place)
             texts += [message["content"] for message in talk["messages"]]
