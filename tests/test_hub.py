@@ -109,6 +109,13 @@ def test_a_missing_file_is_not_asked_for(path: str, monkeypatch: pytest.MonkeyPa
         located(Path(path))
 
 
+def test_a_gguf_file_is_to_be_imported(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.touch()
+    with pytest.raises(UserError, match=r"instar import .*model.gguf --out DIR; then name DIR"):
+        located(file)
+
+
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub as one download needs."""
 

@@ -25,12 +25,16 @@ def located(path: Path) -> Path:
     hub; what was fetched before is found again without a network, in the hub's own cache.
 
     Raises:
-        UserError: There is no such directory, and the hub does not give a model of that name.
+        UserError: There is no such directory, and the hub does not give a model of that name; or it
+            is a GGUF file.
     """
+    if path.suffix == ".gguf" and not path.is_dir():  # a file, and no model on the hub
+        if not path.exists():
+            raise UserError(f"no such file: {path}", "Check the path.")
+        remedy = f"Import it first: instar import {path} --out DIR; then name DIR."
+        raise UserError(f"{path} is a GGUF file, and no directory of a model", remedy)
     if path.exists():
         return path
-    if path.suffix == ".gguf":  # the name of a file, and of no model on the hub
-        raise UserError(f"no such file: {path}", "Check the path.")
     name = path.as_posix()
     parts = name.split("/")
     if len(parts) > 2 or not all(NAME.fullmatch(part) for part in parts):

@@ -341,7 +341,7 @@ def base_of(directory: Path) -> Path:
     except UserError as error:
         raise UserError(
             f"{directory}: its base {name} is not there ({error.problem})",
-            "Say where the base lies (--base).",
+            "Say where the base lies, as a directory (--base).",
         ) from None
 
 
