@@ -10,8 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from instar.adapters.adalora import AdaLoRAConfig
+from instar.adapters.base import AdapterConfig, add
+from instar.adapters.ia3 import IA3Config
 from instar.training import optimizer
-from instar.training.optimizer import Muon, OptimizerConfig, Optimizers, orthogonalize
+from instar.training.optimizer import (
+    Muon,
+    OptimizerConfig,
+    Optimizers,
+    orthogonalize,
+    sort_parameters,
+)
 
 
 @settings(max_examples=25, deadline=None)
@@ -152,6 +161,18 @@ def test_every_weight_has_one_rule(name: Any, block: int, make_model: Callable[.
                 assert (group["weight_decay"] == 0) == (p.dim() == 1), names[id(p)]
                 inside = p.dim() == 2 and "layers." in names[id(p)]
                 assert isinstance(rule, Muon) == (name == "muon" and inside), names[id(p)]
+
+
+@pytest.mark.parametrize("adapter", [IA3Config(), AdaLoRAConfig()], ids=["ia3", "adalora"])
+def test_a_vector_is_one_in_whatever_shape_an_adapter_holds_it(
+    adapter: AdapterConfig, make_model: Callable[..., Any]
+) -> None:
+    """Decay would draw IA3's factors to zero, where keys are silent, and Muon make all one size."""
+    model = make_model()
+    add(model, adapter)
+    matrices, tables, vectors = sort_parameters(model)
+    assert not tables and vectors and all(min(p.shape) == 1 for p in vectors)
+    assert all(name.endswith(("lora_A", "lora_B")) for name in matrices)
 
 
 def test_frozen_weights_have_no_rule(make_model: Callable[..., Any]) -> None:

@@ -49,6 +49,9 @@ class OptimizerConfig(Config):
 BLOCKS = ("layers.", ".h.")
 """What the names of a block's weights hold (GPT-2's: the second)."""
 
+VECTORS = ("ia3_l", "lora_E")
+"""Vectors that an adapter holds as matrices of one row or column, as PEFT has them."""
+
 BY_COLUMNS = ("o_proj.weight", "down_proj.weight", "c_attn.weight", "c_fc.weight")
 """Matrices of which a head, or a hidden neuron, is a column."""
 
@@ -282,7 +285,7 @@ def sort_parameters(
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
-        if p.dim() < 2:
+        if p.dim() < 2 or name.endswith(VECTORS):
             vectors.append(p)
         elif any(part in name for part in BLOCKS):
             matrices[name] = p
