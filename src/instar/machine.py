@@ -137,13 +137,13 @@ def memory_bytes(device: torch.device) -> int:
 def cache_bytes(device: torch.device) -> int:
     """Memory for keys and values where nobody says how much.
 
-    Of a GPU half of what is free now, so that it is asked once the models are there; else a
-    quarter of all.
+    Of a GPU a third of what is free now, so that it is asked once the models are there: while they
+    move, they exist twice. Else a quarter of all.
     """
     if device.type != "cuda":
         return memory_bytes(device) // 4
     torch.cuda.empty_cache()  # what torch has only put by is free
-    return torch.cuda.mem_get_info(device)[0] // 2
+    return torch.cuda.mem_get_info(device)[0] // 3
 
 
 @functools.cache

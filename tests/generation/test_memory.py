@@ -98,6 +98,28 @@ def test_memory_is_given_back_when_nobody_is_at_work(opened: Callable[..., Engin
     assert answered(engine, long) == expected
 
 
+def test_who_ends_with_the_prompt_may_stand_before_others(
+    opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+):
+    """Beside one who is written on, a column behind the prompt is computed in vain."""
+    monkeypatch.setattr("instar.generation.engine.BUDGET", 32)
+    rng = random.Random(5)
+    requests = [asked(rng, 4, 3, 0), asked(rng, 4, 40, 1), asked(rng, 128, 1, 2)]
+    engine, free = opened(cache_bytes=3 * 128 * COLUMN), opened()
+    assert answered(engine, requests) == answered(free, requests)
+
+
+def test_one_long_request_does_not_end_the_memory_of_short_ones(opened: Callable[..., Engine]):
+    rng = random.Random(6)
+    engine = opened(slots=8, cache_bytes=3 * CONTEXT * COLUMN // 2)
+    answered(engine, [asked(rng, 400, 100)])
+    turn = asked(rng, 100, 4)
+    [reply] = answered(engine, [turn])
+    engine.step()  # nobody is at work
+    assert engine._desk is not None
+    assert [*turn.prompt, *reply[:-1]] in engine._desk.slots.tokens, "it may be gone on with"
+
+
 def test_what_may_never_fit_is_refused(opened: Callable[..., Engine]):
     rng = random.Random(4)
     engine = opened(cache_bytes=BUDGET // 4)

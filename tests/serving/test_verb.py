@@ -15,9 +15,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 import tyro
 
-from instar.distributed import default_device
 from instar.errors import UserError
 from instar.machine import memory_bytes
 from instar.serving.verb import Options, main
@@ -171,9 +171,10 @@ def test_strangers_do_not_vote_unless_asked_to() -> None:
     assert file("--host", "0.0.0.0", "--votes", "mine.jsonl") == Path("mine.jsonl")
 
 
-def test_memory_for_keys_and_values() -> None:
-    memory = memory_bytes(default_device())
-    assert Options(models=("m",)).cache_bytes() == memory // 4
+def test_memory_for_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("instar.distributed.default_device", lambda: cpu)
+    assert Options(models=("m",)).cache_bytes() == memory_bytes(cpu) // 4
     assert Options(models=("m",), cache_gib=0.5).cache_bytes() == 2**29
 
 

@@ -2,6 +2,10 @@
 
 A step admits what it can, reads some of the prompts, and gives everyone who is ready one token.
 Rows at work are always the first ones: when a reply ends, the last row moves into its place.
+
+In the field's words this is a scheduler with continuous batching (Orca, Yu et al. 2022, OSDI),
+chunked prefill (Sarathi, Agrawal et al. 2023, arXiv:2308.16369) and prefix caching (as vLLM and
+SGLang have it, arXiv:2309.06180 and 2312.07104). It is not paged: a row is one stretch of memory.
 """
 
 from __future__ import annotations
@@ -83,10 +87,12 @@ class Desk:
     def take(self, reply: Reply) -> None:
         """Let a reply wait; raises ``UserError`` where it may need more memory than there is."""
         if not self.slots.fits(1, reply.columns):
+            most = len(reply.request.prompt) + reply.limit
             raise UserError(
-                f"prompt and reply may come to {reply.columns + 1} tokens, for whose keys and"
-                " values there is no memory",
-                "Shorten the prompt, or allow fewer tokens.",
+                f"prompt and reply may come to {most} tokens, for whose keys and values there is no"
+                " memory",
+                "Shorten the prompt, or allow fewer tokens; a server is given more memory with"
+                " --cache-gib.",
             )
         self.waiting.append(reply)
 

@@ -78,8 +78,12 @@ class Reply:
 
     @property
     def columns(self) -> int:
-        """Columns of the cache that it may come to need: its last token is never read."""
-        return len(self.request.prompt) + self.limit - 1
+        """Columns of the cache that it may come to need.
+
+        Its last token is never read, but where that follows the prompt at once, a column is
+        computed in vain beside others who are written on.
+        """
+        return len(self.request.prompt) + max(self.limit - 1, 1)
 
     def add(
         self, token: int, logprob: float, likeliest: list[tuple[int, float]] | None = None

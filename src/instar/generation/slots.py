@@ -9,6 +9,7 @@ Shapes: R rows, KV key heads, C columns, E head width.
 from __future__ import annotations
 
 import copy
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -122,10 +123,18 @@ class Slots:
         self._resize(tall, wide)
 
     def rest(self) -> None:
-        """Nobody is at work: what is beyond half of the memory is given back."""
-        row_bytes = self.columns * self.column_bytes
-        if self.most_bytes is not None and 2 * self.rows * row_bytes > self.most_bytes:
-            self._resize(self.most_bytes // (2 * row_bytes), self.columns)
+        """Nobody is at work: what is beyond half of the memory is given back.
+
+        As many of the first rows stay as fit, cut to what they hold: at least the one that ended
+        last.
+        """
+        if self.most_bytes is None or 2 * self.store.nbytes <= self.most_bytes:
+            return
+        widths = list(accumulate((rounded(max(len(tokens), 1)) for tokens in self.tokens), max))
+        half = self.most_bytes // (2 * self.column_bytes)
+        tall = max((n for n, wide in enumerate(widths, start=1) if n * wide <= half), default=1)
+        if (tall, widths[tall - 1]) != (self.rows, self.columns):
+            self._resize(tall, widths[tall - 1])
 
     def _resize(self, rows: int, columns: int) -> None:
         """So many rows and columns, with what they have room for of what was there."""

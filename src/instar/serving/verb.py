@@ -88,8 +88,8 @@ class Options:
     adapters that are not merged are computed in float32, whatever is said here."""
     cache_gib: float = 0.0
     """Memory in GiB for the keys and values of what is written, of all models together; 0 is a
-    quarter of the machine's, or half of what the models leave of the GPU's. Where replies are long,
-    fewer share it at a time."""
+    quarter of the machine's, or a third of what the models leave of the GPU's. Where replies are
+    long, fewer share it at a time."""
     threads: int = 0
     """Cores that the models compute on; 0 is all of them."""
     body_bytes: int = 4 << 20
