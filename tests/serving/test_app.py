@@ -53,6 +53,26 @@ def test_the_plain_chat_leaves_thoughts_out(
         assert httpx.post(server.url + "/chat", json=body).json() == {"response": ""}
 
 
+def test_thinking_can_be_turned_off(thinker: Path, running: Callable[..., Any]) -> None:
+    template = (
+        "{{ messages[0].content }}<eos>{% if add_generation_prompt %}<think>"
+        "{% if enable_thinking is false %}</think>{% endif %}{% endif %}"
+    )
+    (thinker / "chat_template.jinja").write_text(template, encoding="utf-8")
+    with running(create_app(load({"m": thinker}), Rules())) as server:
+        body = {"messages": HELLO, "max_tokens": 5, "temperature": 0}
+
+        def message(**settings: object) -> dict[str, Any]:
+            sent = body | {"chat_template_kwargs": settings}
+            answer = httpx.post(server.url + "/v1/chat/completions", json=sent)
+            return answer.json()["choices"][0]["message"] if answer.is_success else answer.json()
+
+        assert message(enable_thinking=True)["reasoning_content"]
+        said = message(enable_thinking=False)
+        assert said["content"] and "reasoning_content" not in said
+        assert "enable_thinking" in message(enable_thinking="no")["error"]["message"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_thinking_model_gives_its_answer_a_form(
     thinker: Path, running: Callable[..., Any], stream: bool

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from instar.data.readers import read_records
 from instar.errors import UserError
 from instar.generation import Engine
-from instar.serving.generate import main
+from instar.serving.batch import ids_of
+from instar.serving.generate import Options, main
 
 PROMPTS = [{"prompt": f"Tale {i} of {'many' * (i % 5)}", "id": f"t{i}"} for i in range(23)]
 
@@ -161,3 +164,16 @@ def test_mistakes_are_found_before_anything_is_written(
 def test_a_prompt_or_a_file(runs: Path, argv: list[str]):
     with pytest.raises(UserError, match=r"--input"):
         main([str(runs / "sft"), *argv])
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_a_template_is_told_not_to_think(runs: Path, tmp_path: Path, thinking: bool):
+    shutil.copytree(runs / "sft", tmp_path / "m")
+    template = "{{ messages[0].content }}{% if enable_thinking is false %} Now!{% endif %}"
+    (tmp_path / "m" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    asked = [{"prompt": "Hi"}, {"messages": [{"role": "user", "content": "Hi"}]}]
+    rows = read_records(write(tmp_path / "asked.jsonl", asked), ())
+    options = Options(directory=tmp_path / "m", chat=True, thinking=thinking)
+    engine = Engine.load(options.directory)
+    said = [engine.tokenizer.decode(ids_of(row, options, engine)) for row in rows]
+    assert said == ["Hi" if thinking else "Hi Now!"] * 2

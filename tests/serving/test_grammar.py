@@ -11,8 +11,9 @@ import jsonschema
 import pytest
 
 from instar.errors import UserError
-from instar.serving.grammar import Grammar, Vocabulary
-from instar.serving.reasoning import FormBehindThought, Thinking, behind_thought
+from instar.serving.grammar import Vocabulary
+from instar.serving.reasoning import Form, Thinking, behind_thought
+from instar.serving.reasoning import begun as has_begun
 from instar.serving.shortest import jump
 from instar.tokenizer.hf import Tokenizer
 
@@ -61,9 +62,7 @@ def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     return Vocabulary(tokenizer, tokenizer.turn_end_ids)
 
 
-def written(
-    grammar: Grammar | FormBehindThought, tokenizer: Tokenizer, limit: int, seed: int
-) -> str:
+def written(grammar: Form, tokenizer: Tokenizer, limit: int, seed: int) -> str:
     """What a model without any preference writes, which would rather not stop."""
     chance, ids = random.Random(seed), list[int]()
     while len(ids) < limit:
@@ -102,6 +101,51 @@ def test_thinking_before_a_form_leaves_room_for_it(thinker: Path, begun: bool) -
         lengths.add(len(thought))
     assert max(lengths) > 20, "there is room to think"
     assert begun or min(lengths) == 0, "it need not think"
+
+
+@pytest.mark.parametrize("form", ["enum", "regex"])
+def test_behind_a_thought_without_end_the_model_still_chooses_its_answer(
+    thinker: Path, form: str
+) -> None:
+    tokenizer = Tokenizer.load(thinker)
+    vocabulary = Vocabulary(tokenizer, tokenizer.turn_end_ids)
+    forms = {
+        "enum": vocabulary.json_schema({"enum": ["yes", "no"]}, 64),
+        "regex": vocabulary.regex("(yes|no)[a-z]{4}", 64),
+    }
+    [closing] = tokenizer.encode("</think>", special=True)
+    prompt = tokenizer.encode("Is it?<think>")
+    whole = behind_thought(forms[form], tokenizer, prompt, 64)
+    thought, answer = 0, list[int]()
+    while (thought + len(answer)) < 64 and not whole.finished:
+        allowed = whole.allowed().nonzero().flatten().tolist()
+        letters = {id: tokenizer.decode([id]) for id in allowed}
+        if closing in allowed and len(allowed) > 1:
+            token = next(id for id in allowed if id != closing)  # it would think on for ever
+        else:
+            token = next((id for id in allowed if "y" in letters[id]), allowed[0])
+        whole.accept(token)
+        if answer or token == closing:
+            answer.append(token)
+        else:
+            thought += 1
+    assert thought > 32, "there was room to think"
+    said = tokenizer.decode(answer[1:])
+    assert said.strip('"').startswith("yes")
+    assert len(answer) + thought < 64, "it came to its end"
+
+
+def test_tags_that_the_text_does_not_show_open_no_thinking(thinker: Path) -> None:
+    file = thinker / "tokenizer.json"
+    rust = json.loads(file.read_text(encoding="utf-8"))
+    for added in rust["added_tokens"]:
+        added["special"] |= added["content"] in ("<think>", "</think>")
+    file.write_text(json.dumps(rust), encoding="utf-8")
+    tokenizer = Tokenizer.load(thinker)
+    prompt = tokenizer.encode("Where?<think>", special=True)
+    form = Vocabulary(tokenizer, tokenizer.turn_end_ids).json_schema(TOWN, 150)
+    assert behind_thought(form, tokenizer, prompt, 150) is form
+    assert not has_begun(tokenizer, prompt)
 
 
 def test_a_form_holds_from_the_first_token_where_thinking_is_over_or_unknown(

@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from instar.generation import Request
+from instar.serving.asking import stopping_of
 
 HELLO = [{"role": "user", "content": "hi there"}]
 PERSON = {
@@ -188,6 +189,24 @@ def test_one_call_or_several(client: openai.OpenAI, parallel: bool, stream: bool
         [choice] = answer.choices
         calls, reasons = choice.message.tool_calls or [], [choice.finish_reason]
     assert len(calls) == 1 + parallel and reasons == ["tool_calls"]
+
+
+def test_a_call_that_must_come_is_not_ended_by_words_of_the_thinking(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def recorded(request: Any, ends: Any, limit: int, strings: tuple[str, ...] = ()) -> Any:
+        asked.append(strings)
+        return stopping_of(request, ends, limit, strings)
+
+    monkeypatch.setattr("instar.serving.chat_api.stopping_of", recorded)
+    for choice in ("auto", "required"):
+        client.chat.completions.create(
+            model="wide", messages=HELLO, tools=[WEATHER], parallel_tool_calls=False,
+            tool_choice=choice, max_tokens=60,
+        )  # fmt: skip
+    assert asked == [("</tool_call>",), ()]
 
 
 def test_functions_with_equally_named_definitions(client: openai.OpenAI) -> None:

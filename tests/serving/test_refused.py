@@ -38,7 +38,6 @@ CHATS: list[tuple[str, Any, Any]] = [
     ("reasoning_effort", "high", "medium"),
     ("add_generation_prompt", False, True),
     ("add_special_tokens", True, False),
-    ("chat_template_kwargs", {"enable_thinking": False}, {}),
 ]
 TEXTS: list[tuple[str, Any, Any]] = [
     ("add_special_tokens", False, True),

@@ -133,6 +133,32 @@ def test_a_person_sees_no_control_characters(runs, monkeypatch, capsys):
     assert "sft › a[2J1m\tb\nc\n" in capsys.readouterr().out
 
 
+def test_thoughts_are_no_part_of_the_reply(runs, monkeypatch, capsys):
+    pieces = ["<thi", "nk>\nWell, ", "hm.\n</think>", "\n\nYes."]
+    script = Script(pieces, ["No."])
+    assert talk(monkeypatch, "a\nb\n", script, str(runs / "sft")) == 0
+    assert capsys.readouterr() == ("Yes.\nNo.\n", "")
+    assert "assistant\nYes.<|im_end|>" in script.heard[1] and "hm" not in script.heard[1]
+    script = Script(pieces, ["<think>And"])
+    monkeypatch.setattr(Engine, "stream", lambda *args: script(*args))
+    watch(monkeypatch, ["a", "b"])
+    main([str(runs / "sft")])
+    out, notes = capsys.readouterr()
+    assert "sft › Well, hm.\n\n\nYes.\n" in out
+    assert "thinking did not end; --max-new-tokens" in notes
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_a_model_can_be_asked_not_to_think(runs, tmp_path: Path, monkeypatch, thinking: bool):
+    shutil.copytree(runs / "sft", tmp_path / "m")
+    template = "{{ messages[0].content }}{% if enable_thinking is false %} Now!{% endif %}"
+    (tmp_path / "m" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    script = Script(["ok"])
+    arguments = [] if thinking else ["--no-thinking"]
+    talk(monkeypatch, "Hi\n", script, str(tmp_path / "m"), *arguments)
+    assert script.heard == ["Hi" if thinking else "Hi Now!"]
+
+
 def test_the_oldest_turns_are_forgotten_when_the_context_is_full(runs, monkeypatch, capsys):
     script = Script(["first answer"], ["second answer"], ["third answer"])
     monkeypatch.setattr(Engine, "stream", lambda *args: script(*args))

@@ -20,7 +20,7 @@ from instar.serving.errors import ApiError, ErrorReply
 from instar.serving.grammar import Grammar
 from instar.serving.metrics import Metrics
 from instar.serving.openai_types import AnyObject, OfRegex, OfSchema, Sampled, biases, given
-from instar.serving.reasoning import FormBehindThought
+from instar.serving.reasoning import Form
 from instar.serving.safety import Filter
 from instar.serving.served import Served
 from instar.serving.worker import Step, Worker, Writing
@@ -186,7 +186,7 @@ def wishes(
     model: Served,
     request: Sampled,
     prompts: Sequence[tuple[Sequence[int], Stopping]],
-    constrain: Callable[[int], Grammar | FormBehindThought | None],
+    constrain: Callable[[int], Form | None],
     top_logprobs: int,
 ) -> list[Wish]:
     """What the engine is asked: ``n`` replies to every prompt, those of one prompt together."""

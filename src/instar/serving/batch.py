@@ -130,7 +130,7 @@ def ids_of(row: Record, options: Options, engine: Engine) -> list[int]:
             messages = messages_of(row["messages"], row.get("tools"))
             if not messages or messages[-1]["role"] != "user":
                 raise UserError("the conversation does not end with the user", "Cut it there.")
-            ids = prompt_ids(engine.tokenizer, messages)
+            ids = prompt_ids(engine.tokenizer, messages, options.template_settings)
         elif isinstance(row.get("prompt"), str):
             ids = options.prompt_ids(engine, row["prompt"])
         else:

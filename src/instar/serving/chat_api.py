@@ -30,7 +30,7 @@ from instar.serving.events import MEDIA_TYPE, EventStream
 from instar.serving.grammar import Grammar
 from instar.serving.openai_replies import ChatReply
 from instar.serving.openai_types import ChatRequest
-from instar.serving.reasoning import FormBehindThought, Thinking, begun, behind_thought
+from instar.serving.reasoning import Form, Thinking, begun, behind_thought
 from instar.serving.screening import ScreenedText, screen_turns
 from instar.serving.token_words import chat_logprobs
 from instar.serving.tools import CLOSING, Call, CallParser
@@ -149,14 +149,17 @@ async def begin(request: ChatRequest, server: Server, field: str = "messages") -
 
     def ready() -> tuple[list[int], list[Any]]:
         call = must_call(request)
-        prompt = prompt_ids(model.tokenizer, conversation)
+        settings = request.chat_template_kwargs or {}
+        prompt = prompt_ids(model.tokenizer, conversation, settings)
         wanted = given(request.max_completion_tokens, request.max_tokens)
         limit = reply_limit(server, model, prompt, wanted, field)
         screen_turns(server.screen, conversation)
-        once = (CLOSING,) if offered and request.parallel_tool_calls is False else ()
+        # A call that must come is the whole reply; in the thinking before it, all may be said.
+        one = offered and request.parallel_tool_calls is False and call is None
+        once = (CLOSING,) if one else ()
         stopping = stopping_of(request, model.stops, limit, once)
 
-        def constrained(room: int) -> Grammar | FormBehindThought | None:
+        def constrained(room: int) -> Form | None:
             form = constraint_of(request.response_format, model, room, call)
             return form and behind_thought(form, model.tokenizer, prompt, room)
 

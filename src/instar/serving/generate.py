@@ -38,12 +38,20 @@ class SamplingOptions:
     """Above 1, tokens that already occurred become less likely; 1.1 is a gentle value."""
     max_new_tokens: int = 256
     """The most tokens that one reply may have."""
+    thinking: bool = True
+    """Whether a chat model that thinks before it answers does so; those are asked not to whose chat
+    template knows `enable_thinking`, such as Qwen3's."""
     seed: int = 0
     """The same seed gives the same reply to the same prompt."""
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """What the matrices are kept in: auto is bfloat16 where that is faster; int8 is smaller
     still, rounds more, and is the fastest without AVX-512. Experts, sliding windows, GPT-2 and
     adapters that are not merged are computed in float32, whatever is said here."""
+
+    @property
+    def template_settings(self) -> dict[str, bool]:
+        """What the chat template is told."""
+        return {} if self.thinking else {"enable_thinking": False}
 
     def sampling(self) -> Sampling:
         """How tokens are chosen; raises ``UserError`` where a value is out of range."""
@@ -101,7 +109,8 @@ class Options(SamplingOptions):
 
         tokenizer = engine.tokenizer
         if self.chat:
-            return prompt_ids(tokenizer, [Message(role="user", content=prompt)])
+            message = Message(role="user", content=prompt)
+            return prompt_ids(tokenizer, [message], self.template_settings)
         return [*tokenizer.before, *tokenizer.encode(prompt)] or [tokenizer.start_id]
 
 

@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    StrictBool,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -216,6 +217,10 @@ class ChosenTool(Wanted):
     """Which."""
 
 
+TemplateSettings = Annotated[dict[str, StrictBool], Field(max_length=16)]
+"""Names of a chat template's own."""
+
+
 class ChatRequest(Sampled):
     """``POST /v1/chat/completions``."""
 
@@ -235,6 +240,8 @@ class ChatRequest(Sampled):
     """Whether it may, must, or must call a certain one."""
     parallel_tool_calls: bool | None = True
     """Whether one reply may ask for several calls; otherwise it ends after the first."""
+    chat_template_kwargs: TemplateSettings | None = None
+    """What the model's chat template is told, such as ``enable_thinking``: yes or no."""
 
     @model_validator(mode="before")
     @classmethod
@@ -291,6 +298,8 @@ class TokenizeRequest(Wanted):
     """A text."""
     messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=4096)
     """A conversation that the assistant is to go on with."""
+    chat_template_kwargs: TemplateSettings | None = None
+    """What the model's chat template is told."""
 
     @model_validator(mode="after")
     def _one(self) -> TokenizeRequest:

@@ -8,7 +8,7 @@ thinking before it need not.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -19,6 +19,9 @@ from instar.serving.grammar import Grammar
 from instar.tokenizer.hf import Tokenizer
 
 OPENING, CLOSING = "<think>", "</think>"
+
+SHARE = 4
+"""An answer of a form has one token in so many for itself, however long the thinking would be."""
 
 TAIL = 8
 """So many tokens at a prompt's end are looked at for an opening tag."""
@@ -60,6 +63,17 @@ class Thinking:
         self._part, self._behind_tag = "answer", True
         return thought, self._trimmed(answer)
 
+    def split(self, pieces: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Thought and answer in all pieces of a reply."""
+        for piece in pieces:
+            yield self.push(piece)
+        yield self.flush()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the thinking has begun and not ended."""
+        return self._part == "thought"
+
     def flush(self) -> tuple[str, str]:
         """Thought and answer in what was held back."""
         held, self._held = self._held, ""
@@ -76,7 +90,8 @@ class Thinking:
 class FormBehindThought:
     """A form that the answer must have, and the thinking before it need not.
 
-    The thinking is closed while there is still room for the shortest answer.
+    The thinking is closed while there is still room for an answer: more than the shortest, so that
+    the model may choose, and a share of all where nobody knows how much that is.
 
     Args:
         form: What holds for the answer.
@@ -86,19 +101,19 @@ class FormBehindThought:
     """
 
     def __init__(self, form: Grammar, tags: tuple[int, int], begun: bool, limit: int) -> None:
-        self._form, self._left = form, limit
+        self._form, self._limit, self._left = form, limit, limit
         self._opening, self._closing = tags
         self._part: Literal["start", "thought", "answer"] = "thought" if begun else "start"
 
     def fork(self, limit: int) -> FormBehindThought:
         """The same for one more reply to the request, as ``Grammar.fork``."""
         other = copy.copy(self)
-        other._form, other._left = self._form.fork(limit), limit
+        other._form, other._limit, other._left = self._form.fork(limit), limit, limit
         return other
 
     def allowed(self) -> Tensor:
         """Which tokens may come next, ``(V,)``; raises as ``Grammar.allowed`` does."""
-        spare = self._left - self._form.needed
+        spare = self._left - max(self._form.needed + 1, self._limit // SHARE)
         if self._part == "thought":
             mask = torch.full((self._form.vocabulary.size,), spare > 1)
             mask[self._form.vocabulary.stops] = False
@@ -127,13 +142,15 @@ class FormBehindThought:
         return self._part == "answer" and self._form.finished
 
 
-def behind_thought(
-    form: Grammar, tokenizer: Tokenizer, prompt: Sequence[int], limit: int
-) -> Grammar | FormBehindThought:
+Form = Grammar | FormBehindThought
+"""What the whole reply must look like, or its answer."""
+
+
+def behind_thought(form: Grammar, tokenizer: Tokenizer, prompt: Sequence[int], limit: int) -> Form:
     """A form as the answer to a prompt needs it.
 
-    A model may think first where its tokenizer has a token for each tag, as those of models that
-    were taught to think do, and the prompt has not done away with the thinking.
+    A model may think first where its tokenizer has a token for each tag that a reply's text shows,
+    as those of models that were taught to think have, and the prompt has not done away with it.
 
     Args:
         form: What the answer must look like.
@@ -142,15 +159,24 @@ def behind_thought(
         limit: Tokens that the reply has room for.
     """
     opening, closing = (tokenizer.encode(tag, special=True) for tag in (OPENING, CLOSING))
-    if len(opening) != 1 or len(closing) != 1 or _end(tokenizer, prompt).endswith(CLOSING):
+    single = len(opening) == len(closing) == 1 and _shown(tokenizer, OPENING, CLOSING)
+    if not single or _end(tokenizer, prompt).endswith(CLOSING):
         return form
     tags = opening[0], closing[0]
     return FormBehindThought(form, tags, begun(tokenizer, prompt), limit)
 
 
 def begun(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
-    """Whether a prompt ends with an opening tag, so that the reply begins behind it."""
-    return _end(tokenizer, prompt).endswith(OPENING)
+    """Whether a prompt ends with an opening tag, so that the reply begins behind it.
+
+    Where the text would not show the end of the thinking, all of it is taken for the answer.
+    """
+    return _end(tokenizer, prompt).endswith(OPENING) and _shown(tokenizer, CLOSING)
+
+
+def _shown(tokenizer: Tokenizer, *tags: str) -> bool:
+    """Whether tags stand in a reply's text: control tokens do not."""
+    return all(all(map(tokenizer.token_bytes, tokenizer.encode(tag, special=True))) for tag in tags)
 
 
 def _end(tokenizer: Tokenizer, prompt: Sequence[int]) -> str:

@@ -25,7 +25,7 @@ _FORM = "Ask for a form with response_format."
 _SAMPLING = "Choose tokens with temperature, top_p, top_k, min_p, the penalties and logit_bias."
 _CHOICE = "Ask for n replies, and choose among them."
 _TEXT = "The models read text and write text."
-_THOUGHT = "How long a model thinks is its own affair."
+_THOUGHT = "How long a model thinks is its own affair; chat_template_kwargs may turn it off."
 _TOOLS = "Give the functions as tools, to /v1/chat/completions."
 
 ANYWHERE: Fields = {
@@ -59,7 +59,7 @@ IN_CHATS: Fields = {
     **_fields(_THOUGHT, "reasoning_effort", nothing=("medium",)),
     **_fields(_THOUGHT, "reasoning", "thinking", "thinking_token_budget"),
     **_fields("Say in words how long a reply should be.", "verbosity", nothing=("medium",)),
-    **_fields("The model's own is used.", "chat_template", "chat_template_kwargs"),
+    **_fields("The model's own is used.", "chat_template"),
     **_fields("End with a turn of the user's.", "continue_final_message"),
     **_fields("The assistant speaks next.", "add_generation_prompt", nothing=(True,)),
     **_fields("The template adds what is needed.", "add_special_tokens", nothing=(False,)),

@@ -47,7 +47,8 @@ async def tokenize(request: TokenizeRequest, server: Here) -> Tokens:
     def ids() -> list[int]:
         if request.messages is None:
             return found.tokenizer.encode(request.prompt or "")
-        return prompt_ids(found.tokenizer, turns(request.messages))
+        settings = request.chat_template_kwargs or {}
+        return prompt_ids(found.tokenizer, turns(request.messages), settings)
 
     tokens = await aside(ids)
     return Tokens(tokens=tokens, count=len(tokens), max_model_len=found.context)

@@ -180,7 +180,7 @@ class Chat:
         from instar.tokenizer.chat import prompt_ids
 
         def ids(messages: list[Message]) -> list[int]:
-            return prompt_ids(self.engine.tokenizer, messages)
+            return prompt_ids(self.engine.tokenizer, messages, self.options.template_settings)
 
         context = self.engine.model.context
         reserved = min(self.options.max_new_tokens, context // RESERVED)
@@ -214,8 +214,23 @@ class Chat:
         if not gate.verdict.allowed:
             raise Stopped
 
+    def show(self, text: str, thought: bool = False) -> None:
+        """Print what comes: a person sees thoughts dim, a pipe does not get them.
+
+        Not through rich, which would turn tabs into spaces.
+        """
+        if self.person:
+            text = text.translate(CONTROLS)
+        elif thought:
+            return
+        if thought and text and self.out.color_system:
+            text = f"\x1b[2m{text}\x1b[0m"
+        print(text, end="", flush=True)
+
     def reply(self, line: str) -> None:
         """Answer a message, and remember both unless nothing was said."""
+        from instar.serving.reasoning import Thinking, begun
+
         if self.filter and not self.filter.check(line).allowed:
             # Not remembered: what is not to be talked about should not steer what follows.
             print(instead(line, "user"), flush=True)
@@ -223,21 +238,27 @@ class Chat:
         kept, prompt = self.prompt(line)
         # Another turn, other random numbers; the same conversation again, the same ones.
         seed = self.options.seed + len(kept)
-        said = ""
+        thinking = Thinking(begun(self.engine.tokenizer, prompt))
+        said = thoughts = ""
         if self.person:
             self.out.print(f"{self.name} › ", style="bold green", end="", markup=False)
         try:
-            for piece in self.pieces(prompt, seed):
-                said += piece
-                # Not through rich, which would turn tabs into spaces.
-                shown = piece.translate(CONTROLS) if self.person else piece
-                print(shown, end="", flush=True)
+            for thought, answer in thinking.split(self.pieces(prompt, seed)):
+                self.show(thought, thought=True)
+                thoughts += thought
+                if answer and thoughts and not said:
+                    self.show("\n\n", thought=True)
+                self.show(answer)
+                said += answer
             print()
+            if thinking.unfinished:
+                self.note("(Its thinking did not end; --max-new-tokens may give it more room.)")
         except KeyboardInterrupt:
             print()
             self.note("(stopped)")
         except Stopped:
-            print(("\n" if said else "") + instead(line, "assistant"))
+            begun_line = said or (thoughts and self.person)
+            print(("\n" if begun_line else "") + instead(line, "assistant"))
             return
         if said.strip():
             self.messages = [*kept, {"role": "assistant", "content": said}]

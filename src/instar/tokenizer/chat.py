@@ -9,12 +9,13 @@ templates are in ``turns``.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from instar.data.schema import Message, Role
 from instar.errors import UserError
+from instar.tokenizer.template import NO_SETTINGS
 
 if TYPE_CHECKING:
     from instar.tokenizer.hf import Tokenizer
@@ -127,11 +128,22 @@ def render(
     return Rendered(ids, mask)
 
 
-def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """The ids of a conversation that the assistant is to go on with; as ``render``, no mask."""
+def prompt_ids(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    settings: Mapping[str, bool] = NO_SETTINGS,
+) -> list[int]:
+    """The ids of a conversation that the assistant is to go on with; as ``render``, no mask.
+
+    Args:
+        tokenizer: Brings the chat template.
+        messages: The turns, oldest first.
+        settings: Names of the template's own, such as Qwen3's ``enable_thinking``; one that does
+            not know them does without.
+    """
     if tokenizer.is_our_chatml:
         return render(tokenizer, messages, add_generation_prompt=True).ids
-    return tokenizer.turns.ids(messages, add_generation_prompt=True)
+    return tokenizer.turns.ids(messages, add_generation_prompt=True, settings=settings)
 
 
 def check_messages(messages: Sequence[Message], needs_reply: bool = False) -> None:

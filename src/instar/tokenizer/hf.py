@@ -208,7 +208,7 @@ class Tokenizer:
                 raise
             raise UserError(
                 f"the text is not UTF-8 at character {text.index(bad) + 1}",
-                "Write it in UTF-8; `locale` shows what your terminal uses.",
+                "Write it in UTF-8 (see `locale`), and in JSON both halves of \\ud83d\\ude00.",
             ) from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

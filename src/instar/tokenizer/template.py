@@ -7,9 +7,10 @@ programs, so they run in Jinja's sandbox.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
 import jinja2
@@ -27,6 +28,9 @@ Span = tuple[int, int]
 """First character, and the one behind the last."""
 
 _BRACKETS = "__generation_brackets__"
+
+NO_SETTINGS: Mapping[str, bool] = MappingProxyType({})
+"""A template's own names are as it has them."""
 
 
 class Written(NamedTuple):
@@ -94,7 +98,11 @@ class Template:
             ) from None
 
     def write(
-        self, messages: Sequence[Message], add_generation_prompt: bool, brackets: str
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        brackets: str,
+        settings: Mapping[str, bool] = NO_SETTINGS,
     ) -> Written:
         """The conversation as text.
 
@@ -102,12 +110,14 @@ class Template:
             messages: The turns, oldest first.
             add_generation_prompt: End with the opening of an assistant turn.
             brackets: Two characters that occur nowhere in the conversation.
+            settings: Names of the template's own, such as Qwen3's ``enable_thinking``.
 
         Raises:
             UserError: The template refuses the conversation.
         """
         # Keys beside role and content would be passed on by transformers, too.
-        values: dict[str, Any] = {**self._variables, _BRACKETS: (brackets[0], brackets[1])}
+        values: dict[str, Any] = {**settings, **self._variables}
+        values |= {_BRACKETS: (brackets[0], brackets[1])}
         values |= {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
         try:
             text = self._compiled.render(values, tools=None, documents=None)

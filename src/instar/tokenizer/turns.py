@@ -7,7 +7,7 @@ to the control token that closes the turn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import accumulate
 
@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from instar.data.schema import Message
 from instar.errors import UserError
 from instar.tokenizer.guard import PRIVATE, Guard
-from instar.tokenizer.template import Span, Template
+from instar.tokenizer.template import NO_SETTINGS, Span, Template
 
 THINKING_ENDS = "</think>"
 """Templates of reasoning models drop what stands before it from earlier replies."""
@@ -46,10 +46,15 @@ class Turns:
         # A conversation that holds the very characters of the usual guard needs another.
         self._unusual = lru_cache(maxsize=4)(lambda taken: Guard(rust, own | taken))
 
-    def ids(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+    def ids(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        settings: Mapping[str, bool] = NO_SETTINGS,
+    ) -> list[int]:
         """The conversation's token ids; raises ``UserError`` where the template refuses it."""
         guard, safe = self._protected(messages)
-        text, _ = self._template.write(safe, add_generation_prompt, guard.brackets)
+        text, _ = self._template.write(safe, add_generation_prompt, guard.brackets, settings)
         return guard.encode(text, [])[0]
 
     def ids_and_mask(
