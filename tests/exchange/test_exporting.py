@@ -137,11 +137,18 @@ def test_mistakes(
     mine.mkdir()
     for name in ("diary.txt", "README.md", "Modelfile"):
         (mine / name).write_text("My own.\n")
+    carded = tmp_path / "carded"
+    shutil.copytree(checkpoint("qwen3"), carded)
+    assert export(carded, "--to", "card") == 0
+    (carded / "Modelfile").write_text("FROM ./model.gguf\n")
     for arguments, told in [
         ((adapter, "--to", "gguf"), f"instar merge {adapter} --out {adapter}-merged"),
         ((mine, "--to", "gguf"), "is not a checkpoint"),
         ((checkpoint("qwen3"), "--to", "ollama", "--out", mine), "has not made it"),
         ((checkpoint("qwen3"), "--to", "safetensors", "--out", mine), "has not made it"),
+        ((checkpoint("llama"), "--to", "ollama", "--out", carded), "has not made it"),
+        ((checkpoint("llama"), "--to", "safetensors", "--out", carded), "has not made it"),
+        ((carded, "--to", "safetensors", "--out", carded), "is what is to be exported"),
         ((checkpoint("qwen3"), "--to", "safetensors", "--type", "q8_0"), "f32, f16 or bf16"),
     ]:
         assert export(*arguments) == 2

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+import instar
 from instar.errors import UserError
 from instar.files import atomic_directory, read_json, write_json, write_text
 from instar.lineage import LINEAGE
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from instar.training.display import Display
 
 Target = Literal["gguf", "ollama", "safetensors", "card"]
+
+MARK = "export.json"
+"""Stands in every directory that is written here, and says how: nobody's own has it."""
 
 OLLAMA_GGUF = "model.gguf"
 """What a Modelfile of ours calls the model beside it."""
@@ -127,7 +132,6 @@ def _ollama(options: Options, display: Display) -> Path:
 
     source = options.directory
     out = options.out or source.with_name(f"{source.name}-ollama")
-    _refuse_to_replace(out, "Modelfile", f"FROM ./{OLLAMA_GGUF}\n")
     config, tokenizer = (
         read_json(source / name) for name in ("config.json", "tokenizer_config.json")
     )
@@ -143,7 +147,7 @@ def _ollama(options: Options, display: Display) -> Path:
     stops = [tokens["eos_token"]] if "eos_token" in tokens else []
     if chat is not None:
         stops = list(dict.fromkeys(["<|im_end|>", "<|im_start|>", *stops]))
-    with atomic_directory(out) as directory:
+    with _written_anew(out, options) as directory:
         general = _general(source, options.license)
         kind: Kind = options.type or "f16"
         write_gguf(source, directory / OLLAMA_GGUF, kind, general, display.step)
@@ -152,7 +156,7 @@ def _ollama(options: Options, display: Display) -> Path:
 
 
 def _safetensors(options: Options, display: Display) -> Path:
-    from instar.exchange.card import MARK, write_card
+    from instar.exchange.card import write_card
     from instar.exchange.importing import CARRIED
     from instar.exchange.weights import DTYPES, StoredWeights, write_weights
 
@@ -161,8 +165,7 @@ def _safetensors(options: Options, display: Display) -> Path:
         raise UserError("safetensors are not written as q8_0", "Choose f32, f16 or bf16.")
     source = options.directory
     out = options.out or source.with_name(f"{source.name}-hf")
-    _refuse_to_replace(out, "README.md", MARK)
-    with atomic_directory(out) as directory, StoredWeights(source) as weights:
+    with _written_anew(out, options) as directory, StoredWeights(source) as weights:
 
         def tensors() -> Iterator[tuple[str, Tensor]]:
             for number, name in enumerate(weights, start=1):
@@ -182,11 +185,24 @@ def _safetensors(options: Options, display: Display) -> Path:
     return out
 
 
-def _refuse_to_replace(out: Path, file: str, mark: str) -> None:
-    """A directory of somebody's own is not replaced: in one of ours, a file has a mark."""
-    made = out / file
-    if out.exists() and not (made.is_file() and mark in made.read_text("utf-8", "replace")):
-        raise UserError(f"{out} exists, and `instar export` has not made it", "Choose another.")
+@contextmanager
+def _written_anew(out: Path, options: Options) -> Iterator[Path]:
+    """A directory that becomes ``out``; only what was written here before is replaced.
+
+    Raises:
+        UserError: Something of somebody's own is there, or what is to be read.
+    """
+    if out.resolve() == options.directory.resolve():
+        raise UserError(f"{out} is what is to be exported", "Choose another --out.")
+    if out.exists() and not (out / MARK).is_file():
+        raise UserError(
+            f"{out} exists, and `instar export` has not made it: it has no {MARK}",
+            "Choose another --out.",
+        )
+    with atomic_directory(out) as directory:
+        yield directory
+        how = {"to": options.to, "type": options.type, "version": instar.__version__}
+        write_json(directory / MARK, {"made_by": "instar export"} | how)
 
 
 def _card(options: Options, display: Display) -> Path:
