@@ -19,7 +19,7 @@ what it computes again must be computed as it was the first time."""
 def compiled(enabled: bool = True) -> Iterator[None]:
     """Within this context, every ``compilable`` function runs as compiled code.
 
-    Like autocast it lasts as long as the block, backward passes within it included: a loop that
+    It lasts as long as the block, for all threads, backward passes within it included: a loop that
     trains within it leaves sampling and validation, whose shapes change all the time, as they are.
     """
     global _compiled

@@ -16,8 +16,15 @@ from instar.data.readers import read_all
 from instar.distributed import default_device
 from instar.evaluation.exams import ExamResult, summarise
 from instar.files import matching, read_json, write_json
-from instar.lineage import LINEAGE, hash_file, hash_value, peak_gpu_bytes, peak_rss_bytes
-from instar.memory import release_freed_memory
+from instar.lineage import (
+    LINEAGE,
+    hash_file,
+    hash_value,
+    peak_gpu_bytes,
+    peak_rss_bytes,
+    reset_peak_gpu,
+    reset_peak_rss,
+)
 from instar.tokenizer.hf import Tokenizer
 from instar.training.display import Display
 
@@ -88,7 +95,8 @@ class Examiner:
             return
         self.display.stage(stage, "exams")
         began = time.perf_counter()
-        release_freed_memory()  # the stage's; an exam wants other blocks
+        reset_peak_rss()  # and free memory for the exam, which wants other blocks than the stage
+        reset_peak_gpu()
         if stage == "reward":
             exams = self._pairs(directory)
         else:

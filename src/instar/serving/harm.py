@@ -251,17 +251,17 @@ def _descend(learnt: Sequence[Example]) -> np.ndarray:
     """
     rows = [features(example.text) for example in learnt]
     lengths = np.array([len(row) for row in rows])
-    columns, row_of = np.concatenate(rows), np.repeat(np.arange(len(rows)), lengths)
-    values = np.repeat(1 / np.sqrt(lengths), lengths)
+    columns, begins = np.concatenate(rows), lengths.cumsum() - lengths
+    scale = 1 / np.sqrt(lengths)
     target = np.array([float(example.harmful) for example in learnt])
     share = np.where(target > 0, 0.5 / target.sum(), 0.5 / (len(target) - target.sum()))
     weights = ahead = np.zeros(BUCKETS + 1)
     rate = 1 / (0.5 + DECAY)
     for step in range(STEPS):
-        margin = np.bincount(row_of, values * ahead[columns], len(rows)) + ahead[-1]
+        margin = scale * np.add.reduceat(ahead[columns], begins) + ahead[-1]
         error = share * (1 / (1 + np.exp(-margin)) - target)
         slope = DECAY * ahead
-        slope[:-1] += np.bincount(columns, values * error[row_of], BUCKETS)
+        slope[:-1] += np.bincount(columns, np.repeat(scale * error, lengths), BUCKETS)
         slope[-1] += error.sum()
         before, weights = weights, ahead - rate * slope
         ahead = weights + step / (step + 3) * (weights - before)

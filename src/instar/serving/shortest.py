@@ -21,8 +21,8 @@ PARTS = ("properties", "$defs", "definitions", "patternProperties")
 LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 SINGLE = ("items", "additionalProperties", "unevaluatedProperties")
 
-
 CHOICES = ("anyOf", "oneOf", "enum", "const", "$ref")
+"""Keywords beside which `properties` and `items` are not all that decides what must be written."""
 
 
 def jump(schema: Any) -> int:
