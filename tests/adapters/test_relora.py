@@ -54,6 +54,13 @@ def test_nothing_changes_at_a_restart_but_what_learns(
     assert stepped(model, 10, 10) == [], "nothing could learn any more"
 
 
+def test_a_restart_whose_step_was_refused_comes_with_the_next(model: CausalLM) -> None:
+    add(model, CONFIG)
+    assert stepped(model, 1, 10) == []
+    assert stepped(model, 3, 10) and stepped(model, 4, 10), "as if there had been a second one"
+    assert stepped(model, 5, 10) == []
+
+
 def test_the_optimizer_forgets_what_begins_anew(model: CausalLM, ids: torch.Tensor) -> None:
     add(model, ReLoRAConfig(rank=2, restart_every=1, trainable_token_indices=[5]))
     optimizers = Optimizers(model, OptimizerConfig(name="muon"))

@@ -139,7 +139,8 @@ def test_a_base_on_the_hub_keeps_its_name(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_and_speaks(life: Path, values: Values, base: str, method: str) -> None:
-    settings = values["sft"] | {"adapter": {"method": method}, "init": base}
+    adapter = {"method": method} | ({"restart_every": 1} if method == "relora" else {})
+    settings = values["sft"] | {"adapter": adapter, "init": base}
     out = run(settings)
     model, fresh = load_causal_lm(out), sft.SFTConfig.parse(settings, "test").policy()
     ids = torch.arange(6, 30)[None]

@@ -25,14 +25,16 @@ from instar.adapters.lora import LoRA, LowRankConfig, added
 from instar.adapters.peft_fields import outer_path
 from instar.adapters.principal import principal
 from instar.adapters.slots import matrix, sizes
+from instar.errors import UserError
 from instar.model.transformer import Headed
 
 
 class ReLoRAConfig(LowRankConfig):
     """ReLoRA; the learning rate follows the run's schedule, whatever begins anew.
 
-    The paper lets it fall and rise again at each restart, since AdamW's first steps are long; those
-    of Muon are always of one length.
+    The paper prunes most of the optimizer's state at each restart, and lets the rate rise anew,
+    since AdamW's first steps are long. Here all of it is dropped and the rate stays: Muon's steps
+    are always of one length, and AdamW wants a lower rate than with LoRA.
     """
 
     needs_whole = True
@@ -43,15 +45,28 @@ class ReLoRAConfig(LowRankConfig):
     restart_every: Annotated[int, Gt(0)] = 500
     """Steps after which what was learnt is settled, and A and B begin anew."""
 
+    def check_run(self, steps: int) -> None:
+        """Raises ``UserError`` if a run of so many steps would never begin anew."""
+        if steps <= self.restart_every:
+            raise UserError(
+                f"restart_every is {self.restart_every}, and the run has {steps} steps: nothing "
+                "would begin anew",
+                "Lower it, or choose lora.",
+            )
+
     def made(self, base: nn.Module, rank: int, scale: float) -> ReLoRA:
         """A, B and nothing settled."""
         return ReLoRA(*sizes(base), rank, scale, self.dropout)
 
     def stepped(self, model: Headed, name: str, step: int, steps: int) -> Sequence[nn.Parameter]:
         """Settle, and begin anew; what begins anew."""
-        if step % self.restart_every or step == steps:
+        due = step // self.restart_every
+        if not due or step == steps:
             return ()
         links = [delta for delta in _links(model, name).values() if delta.learns]
+        # Not by the step alone: where that was refused, the restart comes with the next.
+        if not links or int(links[0].restarts) >= due:
+            return ()
         for delta in links:
             delta.settle()
         return [p for delta in links for p in delta.parameters()]
@@ -81,7 +96,7 @@ class ReLoRA(LoRA):
         inputs: I.
         outputs: O.
         rank: r.
-        scale: What the product counts.
+        scale: What the product is multiplied by.
         dropout: Share of A's inputs that are left out while training.
     """
 
@@ -130,7 +145,7 @@ class ReLoRA(LoRA):
         narrow = F.dropout(x, self.dropout, self.training)
         return added(y, narrow, self.lora_A.weight, self.lora_B.weight, self.scale)
 
-    def melted(self, base: nn.Module) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"] | None]:
+    def merged(self, base: nn.Module) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"] | None]:
         """``W + S + scale * B A``."""
         return matrix(base) + self.change(), getattr(base, "bias", None)
 
