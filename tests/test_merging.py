@@ -173,7 +173,7 @@ def test_chance_in_dare_is_the_seeds(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_an_adapter_is_melted_into_its_base(tmp_path: Path) -> None:
+def test_an_adapter_is_merged_into_its_base(tmp_path: Path) -> None:
     base = checkpoint(tmp_path / "base", 3)
     model = load_causal_lm(base)
     add(model, LoRAConfig(rank=2))

@@ -25,7 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "ppo": ("instar.stages.verb", "improve the policy with a reward model"),
     "rlvr": ("instar.stages.verb", "reinforce answers that a program verifies"),
     "continual": ("instar.continual", "teach something new, and see what each way forgets"),
-    "merge": ("instar.merging", "melt an adapter into its base, or several models into one"),
+    "merge": ("instar.merging", "merge an adapter into its base, or several models into one"),
     "generate": ("instar.serving.generate", "complete a prompt"),
     "chat": ("instar.serving.terminal", "talk to a checkpoint"),
     "serve": ("instar.serving.verb", "answer programs that speak OpenAI's API"),

@@ -1,4 +1,4 @@
-"""Models without training: an adapter melted into its base, or several models made into one."""
+"""Models without training: an adapter merged into its base, or several models made into one."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ PARALLEL = 1e-4
 
 @dataclass
 class Arguments:
-    """Melt an adapter into its base, or make one model out of several of the same shape.
+    """Merge an adapter into its base, or make one model out of several of the same shape.
 
     With one directory, which must be an adapter, the product is a model that says the same without
     it. With several, `average` takes the mean of the weights (model soups), `slerp` goes from the
-    first to the second along the sphere, and `ties` and `dare` add up what each model learnt since
-    a common base. The tokenizer and the longest context are those of the first.
+    first to the second along the sphere; what each model learnt since a common base, `ties`
+    averages and `dare` adds up. The tokenizer and the longest context are those of the first.
     """
 
     models: Annotated[list[Path], tyro.conf.Positional]
@@ -94,7 +94,7 @@ def merge(arguments: Arguments) -> Path:
         mix = None
         _check_single(arguments)
     here = _fetched(arguments)
-    product, tokenizer = _mixed(here, mix) if mix else _melted(here.models[0], here.base)
+    product, tokenizer = _mixed(here, mix) if mix else _merged(here.models[0], here.base)
     kept = read_dtype(plain_directory(here.models[0], here.base))
     settings = {k: v for k, v in asdict(arguments).items() if k != "out"}
     settings |= {"models": [str(m) for m in models], "base": str(base or "") or None}
@@ -126,7 +126,7 @@ def _parents(arguments: Arguments) -> list[Path]:
     return [*arguments.models, *([arguments.base] if arguments.base else [])]
 
 
-def _melted(directory: Path, base: Path | None) -> tuple[CausalLM | ScoreModel, Tokenizer]:
+def _merged(directory: Path, base: Path | None) -> tuple[CausalLM | ScoreModel, Tokenizer]:
     """An adapter's base with the adapter in its weights, and their tokenizer."""
     if not is_adapter(directory):
         raise UserError(

@@ -27,7 +27,7 @@ def two(model: CausalLM, shake) -> CausalLM:
 
 def change(model: CausalLM, path: str, name: str) -> Tensor:
     slot = model.get_submodule(f"model.layers.0.{path}")
-    return slot.deltas[name].melted(slot.base)[0] - slot.base.weight
+    return slot.deltas[name].merged(slot.base)[0] - slot.base.weight
 
 
 Q, V, DOWN = "self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"

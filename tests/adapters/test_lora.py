@@ -172,7 +172,7 @@ def test_dora_gives_rows_their_lengths() -> None:
         delta.lora_A.weight.copy_(drawn(2, 6, seed=1))
         delta.lora_B.weight.copy_(drawn(3, 2, seed=2))
         delta.lora_magnitude_vector.copy_(torch.tensor([1.0, 2.0, 3.0]))
-    weight, bias = delta.melted(base)
+    weight, bias = delta.merged(base)
     torch.testing.assert_close(weight.norm(dim=1), torch.tensor([1.0, 2.0, 3.0]))
     turned = base.weight + 0.5 * delta.lora_B.weight @ delta.lora_A.weight
     cosines = torch.cosine_similarity(weight, turned, dim=1)

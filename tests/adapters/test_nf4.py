@@ -47,7 +47,7 @@ class Thin(Delta):
     def forward(self, x: Float[Tensor, "... i"], base: nn.Module) -> Float[Tensor, "... o"]:
         return base(x) + x @ self.a.T @ self.b.T
 
-    def melted(self, base: nn.Module) -> tuple[Tensor, Tensor | None]:
+    def merged(self, base: nn.Module) -> tuple[Tensor, Tensor | None]:
         return matrix(base) + self.b @ self.a, base.bias  # type: ignore[return-value]
 
 

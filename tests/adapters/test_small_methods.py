@@ -1,4 +1,4 @@
-"""IA3, BitFit and bottleneck adapters: where they sit, what they compute, how they are melted."""
+"""IA3, BitFit and bottleneck adapters: where they sit, what they compute, how they are merged."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_ia3_by_hand(scales_input: bool):
     delta.ia3_l.copy_(torch.tensor([2.0, 3.0]).view_as(delta.ia3_l))
     expected = [[18.0, 38.0]] if scales_input else [[26.0, 81.0]]
     assert delta(torch.ones(1, 2), layer).tolist() == expected
-    weight, bias = delta.melted(layer)
+    weight, bias = delta.merged(layer)
     assert F.linear(torch.ones(1, 2), weight, bias).tolist() == expected
 
 

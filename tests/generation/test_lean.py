@@ -170,11 +170,11 @@ def test_each_request_may_have_an_adapter_of_its_own(
         expected[name] = Engine(model, tokenizer).generate([[7, 8, 9]], GREEDY, STOPPING)[0].ids
     assert len({tuple(ids) for ids in expected.values()}) == 3
     assert [reply.ids for reply in replies] == [expected[name] for name in names]
-    # Once melted in, it is a plain model again, and the same engine takes the fast way.
+    # Once merged in, it is a plain model again, and the same engine takes the fast way.
     activate(model, "poet")
     merge(model, "poet")
-    [melted] = engine.generate([[7, 8, 9]], GREEDY, STOPPING)
-    assert isinstance(engine._reader, LeanReader) and melted.ids == expected["poet"]
+    [merged] = engine.generate([[7, 8, 9]], GREEDY, STOPPING)
+    assert isinstance(engine._reader, LeanReader) and merged.ids == expected["poet"]
 
 
 def test_sampling_draws_the_same_in_any_company(tokenizer: Tokenizer):

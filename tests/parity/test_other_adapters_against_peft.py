@@ -224,15 +224,15 @@ def test_theirs_opens_here(family: str, name: str, rows: tuple[Tensor, Tensor], 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ia3_melts_as_theirs_does(family: str):
+def test_ia3_merges_as_theirs_does(family: str):
     model = ours(family)
     reference = peft.get_peft_model(theirs(family), their_ia3(family))
     base.add(model, IA3Config())
     same_start(model, reference)
     base.merge(model)
-    melted = {plain(n): w for n, w in reference.merge_and_unload().named_parameters()}
+    merged = {plain(n): w for n, w in reference.merge_and_unload().named_parameters()}
     for name, weight in model.named_parameters():
-        torch.testing.assert_close(weight, melted[name], atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(weight, merged[name], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -57,7 +57,7 @@ class AdaLoRAConfig(PlacedConfig):
     target_rank: Rank = 8
     """The mean rank at the end."""
     alpha: Alpha = 16.0
-    """The product counts alpha / rank, with the rank of the start."""
+    """The product is multiplied by alpha / rank, with the rank of the start."""
     dropout: Share = 0.0
     """Share of the inputs of Q that are left out while training."""
     initial_steps: Steps = 0
@@ -211,7 +211,7 @@ class AdaLoRA(Delta):
         inputs: I.
         outputs: O.
         rank: r, at the start.
-        alpha: What the product counts, times the rank.
+        alpha: What the product is multiplied by, times the rank.
         dropout: Share of Q's inputs that are left out while training.
     """
 
@@ -240,7 +240,7 @@ class AdaLoRA(Delta):
         dropped = F.dropout(x, self.dropout, self.training)
         return added(base(x), dropped, self.lora_A * self.lora_E, self.lora_B, self.scale)
 
-    def melted(self, base: nn.Module) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"] | None]:
+    def merged(self, base: nn.Module) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"] | None]:
         """``W + alpha / rank * P L Q``."""
         change = self.lora_B @ (self.lora_A * self.lora_E)
         return matrix(base) + self.scale * change, getattr(base, "bias", None)

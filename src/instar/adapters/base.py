@@ -1,4 +1,4 @@
-"""What all adapters share: where they sit, which one speaks, and how they are melted in."""
+"""What all adapters share: where they sit, which one speaks, and how they are merged in."""
 
 from __future__ import annotations
 
@@ -304,7 +304,7 @@ def penalties(module: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def merge(model: Headed, name: str = DEFAULT) -> None:
-    """Melt an adapter into the weights; the model is a plain one afterwards.
+    """Merge an adapter into the weights; the model is a plain one afterwards.
 
     Args:
         model: Changed in place; other adapters than this one are dropped.
@@ -315,8 +315,8 @@ def merge(model: Headed, name: str = DEFAULT) -> None:
     """
     if model.adapters:
         check_loaded(model, name)
-    melted = {path: slot.melted(name) for path, slot in slots(model).items()}
-    for path, part in melted.items():
+    merged = {path: slot.merged(name) for path, slot in slots(model).items()}
+    for path, part in merged.items():
         parent, _, child = path.rpartition(".")
         setattr(model.get_submodule(parent), child, part)
     for path, layer in linear_layers(model).items():

@@ -49,7 +49,7 @@ class BitFit(Delta):
         y = base(x)
         return y + self.bias.to(y.dtype)
 
-    def melted(self, base: nn.Module) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"]]:
+    def merged(self, base: nn.Module) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"]]:
         """The weight as it is, and the sum of the biases."""
         weight = matrix(base)
         own = self.bias.to(weight.dtype)

@@ -27,9 +27,9 @@ class BottleneckConfig(AdapterConfig):
     """``h + up(activation(down(h)))`` on what a half of a block adds to the residual stream.
 
     Houlsby et al. 2019 (arXiv:1902.00751, section 2.1) put one behind attention and one behind the
-    feed-forward; Pfeiffer et al. 2020 (arXiv:2005.00247, section 3) only the latter. In a mixture
-    of experts each expert is given its own. Not a change of weights: PEFT has no such method, and
-    it cannot be merged.
+    feed-forward; Pfeiffer et al. 2020 (arXiv:2005.00247, section 2.2.3) only the latter. In a
+    mixture of experts each expert is given its own. Not a change of weights: PEFT has no such
+    method, and it cannot be merged.
     """
 
     method: Literal["bottleneck"] = "bottleneck"  # type: ignore[assignment]
@@ -58,7 +58,7 @@ class Bottleneck(Delta):
         outputs: Of the layer that it stands behind.
         width: Neurons in the middle.
         activation: What stands there.
-        generator: Draws the way down.
+        generator: Draws the down-projection.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Bottleneck(Delta):
         self.up = nn.Linear(width, outputs)
         self.activation = ACTIVATIONS[activation]
         with torch.no_grad():
-            # The spread that torch gives a linear layer: uniform within one over the root of D.
+            # As torch begins a linear layer: uniform within one over the root of its inputs.
             bound = outputs**-0.5
             self.down.weight.uniform_(-bound, bound, generator=generator)
             for zero in (self.down.bias, self.up.weight, self.up.bias):

@@ -34,12 +34,13 @@ class DoRAConfig(LowRankConfig):
 class DoRA(LoRA):
     """``y = m (W + scale * B A) x / ||W + scale * B A||``, row by row (eq. 5).
 
-    The norm counts as a constant of the gradient (section 4.3).
+    The paper's columns are rows here, where a weight is (O, I): each output has a length. The norm
+    counts as a constant of the gradient (section 4.3).
 
     Args:
         base: The frozen layer.
         rank: r.
-        scale: What the product counts.
+        scale: What the product is multiplied by.
         dropout: Share of A's inputs that are left out while training.
     """
 
@@ -72,9 +73,9 @@ class DoRA(LoRA):
         y = y * factor.to(y.dtype)
         return y if bias is None else y + bias.to(y.dtype)
 
-    def melted(self, base: nn.Module) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"] | None]:
+    def merged(self, base: nn.Module) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"] | None]:
         """``m (W + scale * B A) / ||W + scale * B A||``."""
-        weight, bias = super().melted(base)
+        weight, bias = super().merged(base)
         factor = self.lora_magnitude_vector / self.norms(base)
         return (weight * factor[:, None]).to(weight.dtype), bias
 

@@ -108,7 +108,7 @@ class IA3(Delta):
         y = base(x)
         return (y * scale).to(y.dtype)
 
-    def melted(self, base: nn.Module) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"] | None]:
+    def merged(self, base: nn.Module) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"] | None]:
         """Rows or columns of the weight, scaled; the bias belongs to the output."""
         weight, bias = matrix(base), base.bias
         scaled = (weight * self.ia3_l).to(weight.dtype)

@@ -75,11 +75,11 @@ class LowRankConfig(PlacedConfig):
     rank: Rank = 8
     """Columns of B, rows of A."""
     alpha: Alpha = 16.0
-    """The product counts alpha / rank."""
+    """The product is multiplied by alpha / rank."""
     dropout: Share = 0.0
     """Share of the inputs of A that are left out while training."""
     rank_stabilised: bool = False
-    """Whether the product counts alpha / sqrt(rank) instead, so that high ranks learn as fast as
+    """Whether it is multiplied by alpha / sqrt(rank) instead, so that high ranks learn as fast as
     low ones (Kalajdzievski 2023, rsLoRA, arXiv:2312.03732)."""
     lr_ratio: Annotated[float, Gt(0)] = 1.0
     """How much faster B learns than A (Hayou et al. 2024, LoRA+, arXiv:2402.12354: about 16)."""
@@ -242,7 +242,7 @@ class LoRA(Delta):
         inputs: I.
         outputs: O.
         rank: r.
-        scale: What the product counts.
+        scale: What the product is multiplied by.
         dropout: Share of A's inputs that are left out while training.
     """
 
@@ -288,7 +288,7 @@ class LoRA(Delta):
             base(x), F.dropout(x, self.dropout, self.training), *self.factors(), self.scale
         )
 
-    def melted(self, base: nn.Module) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"] | None]:
+    def merged(self, base: nn.Module) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"] | None]:
         """``W + scale * B A``."""
         a, b = self.factors()
         return matrix(base) + self.scale * (b @ a), getattr(base, "bias", None)
@@ -321,7 +321,7 @@ def added(
         x: Kept for the gradient, as it is for the layer's other readers anyway.
         a: A.
         b: B.
-        scale: What the product counts.
+        scale: What the product is multiplied by.
     """
     if torch.compiler.is_compiling():  # which finds its own way through what is written plainly
         return y + F.linear(F.linear(x, a), b) * scale

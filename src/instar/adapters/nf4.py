@@ -39,8 +39,8 @@ def levels() -> list[float]:
 
     Quantiles of the normal distribution, so that each is used equally often by weights that are
     normal: 8 of the positive half and 7 of the negative one, zero between them, divided by the
-    largest. The outermost quantile leaves out the mean of 1/32 and 1/30, halved, since a tail's
-    end would be infinite.
+    largest. The outermost quantile leaves out the mean of 1/32 and 1/30, half a step of 16 levels
+    and of 15, since a tail's end would be infinite.
     """
     outermost = 1 - (1 / 32 + 1 / 30) / 2
     normal = NormalDist()

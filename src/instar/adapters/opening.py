@@ -208,7 +208,7 @@ def to_learn(model: M, adapter: AdapterConfig | None, bits: Bits | None, seed: i
         raise UserError(
             "`init` is an adapter already, which would go on learning, and `adapter` asks for "
             "another",
-            "Leave `adapter` out, or melt the first into its base (instar merge).",
+            "Leave `adapter` out, or merge the first into its base (instar merge).",
         )
     if adapter:
         add(model, adapter, seed)

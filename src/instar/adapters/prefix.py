@@ -113,8 +113,8 @@ class PrefixConfig(AdapterConfig):
     """How many tokens the prefix is long."""
     start: Literal["words", "random"] = "words"
     """`words`: keys and values of random tokens of the vocabulary, as the model computes them,
-    which the paper finds best (section 7.4); `random`: normal numbers, as PEFT has it. With
-    `projection` it is always random."""
+    which the paper finds better than random numbers where data is scarce (section 7.4); `random`:
+    normal numbers, as PEFT has it. With `projection` it is always random."""
     projection: bool = False
     """Whether the prefix is made by a small network from smaller embeddings while it is trained
     (section 4.3). What is stored is what it makes: a plain prefix."""

@@ -25,7 +25,7 @@ STARTS = {"random": "RANDOM", "vocabulary": "SAMPLE_VOCAB", "text": "TEXT"}
 
 
 class PromptConfig(AdapterConfig):
-    """Prompt tuning (Lester et al. 2021, arXiv:2104.08691, section 3)."""
+    """Prompt tuning (Lester et al. 2021, arXiv:2104.08691, section 2)."""
 
     needs_whole = True
 
@@ -34,8 +34,9 @@ class PromptConfig(AdapterConfig):
     num_virtual_tokens: Annotated[int, Gt(0)] = 20
     """How many tokens the prompt is long."""
     start: Literal["random", "vocabulary", "text"] = "vocabulary"
-    """`random`: numbers between -0.5 and 0.5; `vocabulary`: random tokens' embeddings, which the
-    paper finds better (section 3.2); `text`: those of `text`."""
+    """`random`: numbers between -0.5 and 0.5; `vocabulary`: the embeddings of random tokens, any of
+    them as in PEFT, which the paper, with the 5,000 most frequent, finds better (section 3.2);
+    `text`: those of `text`."""
     text: str = ""
     """What to begin from where `start` is `text`; repeated or cut to the prompt's length."""
     tokenizer: Path | None = None

@@ -51,7 +51,7 @@ class Delta(Part):
         """
         raise NotImplementedError
 
-    def melted(self, base: nn.Module) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"] | None]:
+    def merged(self, base: nn.Module) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"] | None]:
         """Weight and bias of one plain layer that does the same.
 
         Raises:
@@ -124,7 +124,7 @@ class Slot(nn.Module):
             order += own
         return torch.cat(parts)[torch.tensor(order).argsort().to(x.device)]
 
-    def melted(self, name: str) -> nn.Module | None:
+    def merged(self, name: str) -> nn.Module | None:
         """The plain module that does what this place does with an adapter, or without it.
 
         None stands for nothing: where the adapter has no part, what is only put beside the model.
@@ -165,13 +165,13 @@ class Adapted(Slot):
             )
         return self.made(x, lambda x, delta: self.base(x) if delta is None else delta(x, self.base))
 
-    def melted(self, name: str) -> nn.Module:
+    def merged(self, name: str) -> nn.Module:
         """One plain linear layer."""
         if name not in self.deltas:
             return self.base
         delta = self.deltas[name]
         assert isinstance(delta, Delta)
-        return rebuilt(self.base, *delta.melted(self.base))
+        return rebuilt(self.base, *delta.merged(self.base))
 
 
 class Whole(Slot):
@@ -197,7 +197,7 @@ class Whole(Slot):
         """What the active adapter's copy gives, or the base where it has none."""
         return self.made(x, lambda x, copy: (self.base if copy is None else copy)(x))
 
-    def melted(self, name: str) -> nn.Module:
+    def merged(self, name: str) -> nn.Module:
         """The adapter's copy."""
         if name not in self.deltas:
             return self.base

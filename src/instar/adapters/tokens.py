@@ -90,7 +90,7 @@ class TokenSlot(Slot):
             return logits
         return logits.index_copy(-1, part.ids, F.linear(x, part.rows.to(x.dtype)).to(logits.dtype))
 
-    def melted(self, name: str) -> nn.Module:
+    def merged(self, name: str) -> nn.Module:
         """A plain embedding with the adapter's rows."""
         part = self.part(name)
         if not isinstance(part, TokenRows):

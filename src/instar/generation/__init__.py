@@ -1,8 +1,10 @@
 """Generation: a model writes, one token after the other.
 
-What is asked is a ``request``, what comes a ``reply``. ``sampling`` and ``choosing`` pick tokens,
-``stopping`` decides when a reply ends. ``slots`` is the memory, ``desk`` says who is answered when,
-``reading`` asks the model, and ``engine`` is what others use.
+What is asked is a ``request``, what comes a ``reply``, and ``engine`` is what others use. ``desk``
+says who is answered when, ``slots`` is the memory. ``choosing`` and ``sampling`` pick tokens,
+``stopping`` decides when a reply ends. ``reading`` asks the model, whose weights ``body`` lays out
+for the passes ``lean`` and ``native``, and ``products`` multiplies. ``scoring`` reads a text that
+is there already.
 """
 
 from instar.generation.engine import Engine

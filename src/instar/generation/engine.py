@@ -243,7 +243,7 @@ class Engine:
     def _look(self) -> None:
         """Choose how the model is read: the fast way if it is of a kind that allows it.
 
-        Adapters may have been put in, or melted, since the last time.
+        Adapters may have been put in, or merged, since the last time.
         """
         if not fits(self.model):
             if not isinstance(self._reader, ModelReader):

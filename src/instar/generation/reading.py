@@ -94,7 +94,7 @@ class ModelReader:
             return self.model.lm_head(hidden[rows, last][:, None])[:, 0].float()
 
         speaking = adapters_by_row(self.model, names) if any(names) else nullcontext()
-        with thinking(self.model), speaking:
+        with evaluating(self.model), speaking:
             return self.model.read(head, ids, cache=view)
 
     def _names(self, adapters: Sequence[str | None]) -> Sequence[str | None]:
@@ -157,7 +157,7 @@ def signature(model: CausalLM) -> tuple[object, ...]:
 
 
 @contextmanager
-def thinking(model: CausalLM) -> Iterator[None]:
+def evaluating(model: CausalLM) -> Iterator[None]:
     """Evaluation mode without gradients, for a while.
 
     Not ``inference_mode``: its tensors could not be used in training afterwards.

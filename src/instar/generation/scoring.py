@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from instar.adapters.base import using
-from instar.generation.reading import thinking
+from instar.generation.reading import evaluating
 from instar.model.transformer import CausalLM
 
 CHUNK = 256
@@ -56,6 +56,6 @@ def score(model: CausalLM, ids: Sequence[int], adapter: str | None = None, top: 
                 likeliest.extend(list(zip(*pair, strict=True)) for pair in pairs)
 
     text = torch.tensor([list(ids)], device=next(model.parameters()).device)
-    with thinking(model), using(model, adapter) if adapter else nullcontext():
+    with evaluating(model), using(model, adapter) if adapter else nullcontext():
         model.read(head, text)
     return Scores(logprobs, likeliest if top else None)
