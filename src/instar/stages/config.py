@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 import instar
 from instar.adapters.methods import Method
@@ -40,12 +40,6 @@ class StageConfig(Config):
         if value != expected:
             raise ValueError(f"these settings are for the stage {expected!r}")
         return value
-
-    @model_validator(mode="after")
-    def _writes_elsewhere(self) -> Self:
-        if self.at(self.out).resolve() in [self.at(path).resolve() for path in self.parents()]:
-            raise ValueError(f"out is {self.out}, which it begins with: choose another directory")
-        return self
 
     def at(self, path: Path) -> Path:
         """A path of this config with `{run}` filled in."""
@@ -95,8 +89,13 @@ class StageConfig(Config):
         back to what was saved last).
 
         Raises:
-            UserError: Something that the stage reads is not there.
+            UserError: Something that the stage reads is not there, or it would write in its place.
         """
+        if self.at(self.out).resolve() in [self.at(path).resolve() for path in self.parents()]:
+            raise UserError(
+                f"{self.stage}: out is {self.out}, which it begins with",
+                "Choose another directory (--out).",
+            )
         files: dict[str, Path] = {}
         for path in self.files():
             for file in self.found([path]):
