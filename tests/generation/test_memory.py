@@ -104,8 +104,9 @@ def test_who_ends_with_the_prompt_may_stand_before_others(
     """Beside one who is written on, a column behind the prompt is computed in vain."""
     monkeypatch.setattr("instar.generation.engine.BUDGET", 32)
     rng = random.Random(5)
-    requests = [asked(rng, 4, 3, 0), asked(rng, 4, 40, 1), asked(rng, 128, 1, 2)]
-    engine, free = opened(cache_bytes=3 * 128 * COLUMN), opened()
+    short, long = asked(rng, 4, 3, 0), [asked(rng, 4, 40, i) for i in (1, 2)]
+    requests = [short, *long, asked(rng, 128, 1, 3)]  # which takes the place of the first
+    engine, free = opened(cache_bytes=4 * 128 * COLUMN), opened()
     assert answered(engine, requests) == answered(free, requests)
 
 
