@@ -71,6 +71,8 @@ def test_thinking_can_be_turned_off(thinker: Path, running: Callable[..., Any]) 
         said = message(enable_thinking=False)
         assert said["content"] and "reasoning_content" not in said
         assert "enable_thinking" in message(enable_thinking="no")["error"]["message"]
+        for name in ("tools", "add_generation_prompt", "bos_token", "namespace", "range"):
+            assert repr(name) in message(**{name: True})["error"]["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -110,9 +112,13 @@ def test_tokens_there_and_back(server: Any) -> None:
     def post(path: str, **body: Any) -> dict[str, Any]:
         return httpx.post(server.url + path, json=body).json()
 
-    found = post("/tokenize", prompt="春 day")
+    found = post("/tokenize", prompt="春 day", add_special_tokens=False)
     assert found["count"] == len(found["tokens"]) == 7 and found["max_model_len"] == 128
     assert post("/detokenize", tokens=found["tokens"])["prompt"] == "春 day"
+    whole = post("/tokenize", prompt="春 day")
+    assert whole["tokens"][-7:] == found["tokens"]
+    read = post("/v1/completions", prompt="春 day", max_tokens=1)["usage"]["prompt_tokens"]
+    assert whole["count"] == read == 8, "a document begins with a token of its own"
     framed = post("/tokenize", messages=HELLO, model="wide")
     text = post("/detokenize", tokens=framed["tokens"])["prompt"]
     assert text == "<|im_start|>user\nhi there<|im_end|>\n<|im_start|>assistant\n"
@@ -136,7 +142,9 @@ def test_what_is_counted(server: Any) -> None:
 
 
 def test_events_are_lines_of_ascii(server: Any) -> None:
-    ids = httpx.post(server.url + "/tokenize", json={"prompt": "\u2028"}).json()["tokens"]
+    ids = httpx.post(
+        server.url + "/tokenize", json={"prompt": "\u2028", "add_special_tokens": False}
+    ).json()["tokens"]
     pattern = "\u2028{4}"
     assert len(ids) == 3
     body = {"messages": HELLO, "max_tokens": 20, "stream": True,
@@ -160,7 +168,9 @@ def test_a_filter_sees_both_sides(serving: Callable[..., Any]) -> None:
         refused = httpx.post(url, json={"messages": [{"role": "user", "content": "harm"}]})
         assert refused.status_code == 400
         assert refused.json()["error"]["code"] == "content_filter"
-        (a,) = httpx.post(server.url + "/tokenize", json={"prompt": "a"}).json()["tokens"]
+        (a,) = httpx.post(
+            server.url + "/tokenize", json={"prompt": "a", "add_special_tokens": False}
+        ).json()["tokens"]
         body = {"messages": HELLO, "max_tokens": 5, "logit_bias": {str(a): 100}}
         choice = httpx.post(url, json=body).json()["choices"][0]
         assert choice["finish_reason"] == "content_filter"

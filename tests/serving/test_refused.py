@@ -8,7 +8,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from instar.serving.openai_types import ChatRequest, CompletionRequest
+from instar.serving.openai_types import ChatRequest, CompletionRequest, TokenizeRequest
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi there"}]}
 TEXT: dict[str, Any] = {"prompt": "hi there"}
@@ -24,6 +24,9 @@ BOTH: list[tuple[str, Any, Any]] = [
     ("use_beam_search", True, False),
     ("length_penalty", 2, 1.0),
     ("typical_p", 0.5, 1.0),
+    ("top_n_sigma", 1.0, -1),
+    ("repeat_penalty", 1.1, 1.0),
+    ("repeat_last_n", 64, -1),
     ("bad_words", ["a"], []),
     ("suffix", "the end", ""),
     ("best_of", 3, 1),
@@ -39,6 +42,10 @@ CHATS: list[tuple[str, Any, Any]] = [
     ("add_generation_prompt", False, True),
     ("add_special_tokens", True, False),
 ]
+TOKENS: list[tuple[str, Any, Any]] = [
+    ("add_generation_prompt", False, True),
+    ("return_token_strs", True, False),
+]
 TEXTS: list[tuple[str, Any, Any]] = [
     ("add_special_tokens", False, True),
     ("max_completion_tokens", 5, None),
@@ -50,10 +57,11 @@ TEXTS: list[tuple[str, Any, Any]] = [
     [
         *[(ChatRequest, CHAT, *each) for each in BOTH + CHATS],
         *[(CompletionRequest, TEXT, *each) for each in BOTH + TEXTS],
+        *[(TokenizeRequest, CHAT, *each) for each in TOKENS],
     ],
 )
 def test_what_asks_for_nothing_may_be_sent_and_nothing_else(
-    kind: type[ChatRequest | CompletionRequest],
+    kind: type[ChatRequest | CompletionRequest | TokenizeRequest],
     body: dict[str, Any],
     field: str,
     wanted: Any,
@@ -86,7 +94,9 @@ def test_ends_of_ones_own(server: Any) -> None:
             body["logprobs"] = True
         return httpx.post(server.url + path, json=body, timeout=300).json()
 
-    (a,) = httpx.post(server.url + "/tokenize", json={"prompt": "a"}).json()["tokens"]
+    (a,) = httpx.post(
+        server.url + "/tokenize", json={"prompt": "a", "add_special_tokens": False}
+    ).json()["tokens"]
     for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)):
         ended = ask(path, body, logit_bias={str(a): 100}, stop_token_ids=[a])
         [choice] = ended["choices"]

@@ -91,7 +91,7 @@ def test_thinking(text: str, begun: bool, thought: str, answer: str) -> None:
 
 
 def test_a_speaker_sorts_thoughts_words_and_calls() -> None:
-    speaker = Speaker(False, True, ScreenedText(None))
+    speaker = Speaker(False, CallParser(), ScreenedText(None))
     text = f"<think>which?</think>One moment. {CALL}"
     said = [speaker.push(letter, False) for letter in text] + [speaker.push("", True)]
     assert "".join(each.thought for each in said) == "which?"
@@ -100,10 +100,26 @@ def test_a_speaker_sorts_thoughts_words_and_calls() -> None:
     assert speaker.finish("stop") == "tool_calls" and speaker.finish("timeout") == "length"
 
 
+@pytest.mark.parametrize("size", [1, 1000])
+def test_only_one_call_is_the_first_behind_the_thinking(size: int) -> None:
+    speaker = Speaker(False, CallParser(only_one=True), ScreenedText(None))
+    text = f"<think>{CALL} or so?</think>Well. {CALL} And {CALL} too"
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    said = []
+    for piece in pieces:
+        said.append(speaker.push(piece, False))
+        assert speaker.done == any(each.calls for each in said)
+    said.append(speaker.push("", True))
+    assert "".join(each.thought for each in said) == f"{CALL} or so?"
+    assert "".join(each.content for each in said) == "Well. "
+    assert [call.name for each in said for call in each.calls] == ["f"]
+    assert speaker.finish("length") == "tool_calls"
+
+
 def test_a_reply_of_a_given_form_is_no_thought() -> None:
-    said = Speaker(None, True, ScreenedText(None)).push(CALL, True)
+    said = Speaker(None, CallParser(), ScreenedText(None)).push(CALL, True)
     assert not said.thought and [call.name for call in said.calls] == ["f"]
-    said = Speaker(None, False, ScreenedText(None)).push('"<think>"', True)
+    said = Speaker(None, None, ScreenedText(None)).push('"<think>"', True)
     assert (said.thought, said.content) == ("", '"<think>"')
 
 
@@ -174,4 +190,4 @@ def test_a_reply_is_withheld_before_the_sentence_that_is_stopped(tmp_path: Path)
     screened.close()
     (line,) = (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["reason"] == "bad words", "one line a reply"
-    assert Speaker(False, False, screened).finish("stop") == "content_filter"
+    assert Speaker(False, None, screened).finish("stop") == "content_filter"

@@ -149,13 +149,11 @@ def sampling_of(request: Sampled, model: Served) -> Sampling:
     )
 
 
-def stopping_of(
-    request: Sampled, ends: frozenset[int], limit: int, strings: tuple[str, ...] = ()
-) -> Stopping:
-    """When a request's replies end: before further strings, too."""
+def stopping_of(request: Sampled, ends: frozenset[int], limit: int) -> Stopping:
+    """When a request's replies end."""
     ends = frozenset() if request.ignore_eos else ends
     stop = given(request.stop, [])
-    strings += (stop,) if isinstance(stop, str) else tuple(stop)
+    strings = (stop,) if isinstance(stop, str) else tuple(stop)
     return Stopping(ends.union(request.stop_token_ids or ()), strings, limit)
 
 
@@ -270,9 +268,9 @@ class Answering:
         """Do what reads a reply: a filter may need a while, and does it beside the event loop."""
         return await aside(work) if self.server.screen else work()
 
-    def cut(self, step: Step, stopped: bool) -> None:
-        """A reply that the filter has stopped need not be written to its end."""
-        if stopped and not step.finish:
+    def cut(self, step: Step, done: bool) -> None:
+        """A reply of which nothing more would be told need not be written to its end."""
+        if done and not step.finish:
             self.server.worker.cancel(self.writing, step.index)
 
     def usage(self, written: int) -> dict[str, int]:

@@ -33,7 +33,7 @@ from instar.serving.openai_types import ChatRequest
 from instar.serving.reasoning import Form, Thinking, begun, behind_thought
 from instar.serving.screening import ScreenedText, screen_turns
 from instar.serving.token_words import chat_logprobs
-from instar.serving.tools import CLOSING, Call, CallParser
+from instar.serving.tools import Call, CallParser
 from instar.serving.worker import Step
 from instar.tokenizer.chat import prompt_ids
 
@@ -60,7 +60,7 @@ class Speaker:
     Args:
         thinks: Whether the prompt has opened the thinking already; None where the reply has a form
             from its first token on, which leaves no room for thoughts.
-        calls: Whether calls are looked for.
+        parser: Looks for calls, if there are functions to call.
         screened: Holds back what a filter stops.
 
     Attributes:
@@ -68,9 +68,11 @@ class Speaker:
         called: How many functions it asks to have called.
     """
 
-    def __init__(self, thinks: bool | None, calls: bool, screened: ScreenedText) -> None:
+    def __init__(
+        self, thinks: bool | None, parser: CallParser | None, screened: ScreenedText
+    ) -> None:
         self._thinking = None if thinks is None else Thinking(thinks)
-        self._parser = CallParser() if calls else None
+        self._parser = parser
         self.screened = screened
         self.begun, self.called = False, 0
 
@@ -89,11 +91,16 @@ class Speaker:
         self.called += len(said.calls)
         return said
 
+    @property
+    def done(self) -> bool:
+        """Whether nothing of what may still come would be told."""
+        return self.screened.stopped or (self._parser is not None and self._parser.done)
+
     def finish(self, why: str) -> str:
         """OpenAI's word for why the reply ended."""
         if self.screened.stopped:
             return "content_filter"
-        if self.called and why == "stop":
+        if self.called and (why == "stop" or self.done):
             return "tool_calls"
         # Time is bounded like tokens, and OpenAI has no word for it.
         return "stop" if why == "stop" else "length"
@@ -154,10 +161,7 @@ async def begin(request: ChatRequest, server: Server, field: str = "messages") -
         wanted = given(request.max_completion_tokens, request.max_tokens)
         limit = reply_limit(server, model, prompt, wanted, field)
         screen_turns(server.screen, conversation)
-        # A call that must come is the whole reply; in the thinking before it, all may be said.
-        one = offered and request.parallel_tool_calls is False and call is None
-        once = (CLOSING,) if one else ()
-        stopping = stopping_of(request, model.stops, limit, once)
+        stopping = stopping_of(request, model.stops, limit)
 
         def constrained(room: int) -> Form | None:
             form = constraint_of(request.response_format, model, room, call)
@@ -177,7 +181,13 @@ async def begin(request: ChatRequest, server: Server, field: str = "messages") -
     server.metrics.tokens.labels(model.name, "prompt").inc(len(prompt))
     at_once = isinstance(asked_for[0].constraint, Grammar)
     thinks = None if at_once else begun(model.tokenizer, prompt)
-    speakers = [Speaker(thinks, bool(offered), ScreenedText(server.screen)) for _ in asked_for]
+    only_one = request.parallel_tool_calls is False
+
+    def speaker() -> Speaker:
+        parser = CallParser(only_one) if offered else None
+        return Speaker(thinks, parser, ScreenedText(server.screen))
+
+    speakers = [speaker() for _ in asked_for]
     return Asked(server, model, writing, len(prompt), request, speakers)
 
 
@@ -220,7 +230,7 @@ async def _chunks(asked: Asked) -> AsyncGenerator[dict[str, Any]]:
             count_step(asked.server, asked.model, step)
             for chunk in await asked.screened(partial(_step_chunks, asked, frame, step)):
                 yield chunk
-            asked.cut(step, asked.speakers[step.index].screened.stopped)
+            asked.cut(step, asked.speakers[step.index].done)
         if counted:
             yield {**frame, "choices": [], "usage": asked.usage(written)}
     finally:

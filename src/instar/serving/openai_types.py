@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -20,6 +21,7 @@ from pydantic import (
 )
 
 from instar.serving import refused
+from instar.tokenizer.template import RESERVED
 
 MOST_CHOICES = 64
 """Replies to one request."""
@@ -217,7 +219,16 @@ class ChosenTool(Wanted):
     """Which."""
 
 
-TemplateSettings = Annotated[dict[str, StrictBool], Field(max_length=16)]
+def _own_names(settings: dict[str, bool]) -> dict[str, bool]:
+    taken = sorted(RESERVED & settings.keys())
+    if taken:
+        raise ValueError(f"{taken[0]!r} is set by the server, or a function of every template")
+    return settings
+
+
+TemplateSettings = Annotated[
+    dict[str, StrictBool], Field(max_length=16), AfterValidator(_own_names)
+]
 """Names of a chat template's own."""
 
 
@@ -298,13 +309,24 @@ class TokenizeRequest(Wanted):
     """A text."""
     messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=4096)
     """A conversation that the assistant is to go on with."""
+    add_special_tokens: bool | None = None
+    """Begin a text as ``/v1/completions`` does; a conversation has what its template writes."""
     chat_template_kwargs: TemplateSettings | None = None
     """What the model's chat template is told."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_else(cls, sent: Any) -> Any:
+        return refused.checked(sent, refused.IN_TOKENIZE)
 
     @model_validator(mode="after")
     def _one(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give either prompt or messages")
+        if self.chat_template_kwargs and self.messages is None:
+            raise ValueError("chat_template_kwargs needs messages")
+        if self.add_special_tokens and self.messages is not None:
+            raise ValueError("add_special_tokens needs prompt: the template adds what is needed")
         return self
 
 

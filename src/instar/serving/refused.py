@@ -23,6 +23,7 @@ def _fields(instead: str, *names: str, nothing: Sequence[object] = EMPTY) -> Fie
 
 _FORM = "Ask for a form with response_format."
 _SAMPLING = "Choose tokens with temperature, top_p, top_k, min_p, the penalties and logit_bias."
+_REPETITION = "Call it repetition_penalty, which counts all that was written."
 _CHOICE = "Ask for n replies, and choose among them."
 _TEXT = "The models read text and write text."
 _THOUGHT = "How long a model thinks is its own affair; chat_template_kwargs may turn it off."
@@ -40,6 +41,9 @@ ANYWHERE: Fields = {
     **_fields(_CHOICE, "length_penalty", "num_beams", nothing=(1,)),
     **_fields(_SAMPLING, "typical_p", "tfs_z", nothing=(1,)),
     **_fields(_SAMPLING, "top_a", "mirostat", "dry_multiplier", "xtc_probability"),
+    **_fields(_SAMPLING, "top_n_sigma", nothing=(0, -1)),
+    **_fields(_REPETITION, "repeat_penalty", nothing=(0, 1)),
+    **_fields(_REPETITION, "repeat_last_n", nothing=(-1,)),
     **_fields(_SAMPLING, "dynatemp_range", "no_repeat_ngram_size", "bad_words"),
     **_fields(_SAMPLING, "allowed_token_ids", "logits_processors"),
     **_fields("The models write on, towards no given end.", "suffix"),
@@ -71,6 +75,13 @@ IN_COMPLETIONS: Fields = {
     **_fields("Bound the reply with max_tokens.", "max_completion_tokens", nothing=()),
     **_fields("Ask for logprobs.", "top_logprobs", nothing=()),
     **_fields(_TOOLS, "tools"),
+}
+IN_TOKENIZE: Fields = {
+    **_fields("The model's own is used.", "chat_template"),
+    **_fields("End with a turn of the user's.", "continue_final_message"),
+    **_fields("The assistant speaks next.", "add_generation_prompt", nothing=(True,)),
+    **_fields("POST /detokenize tells the text.", "return_token_strs"),
+    **_fields("/v1/chat/completions counts them as prompt_tokens.", "tools"),
 }
 
 

@@ -46,7 +46,9 @@ async def tokenize(request: TokenizeRequest, server: Here) -> Tokens:
 
     def ids() -> list[int]:
         if request.messages is None:
-            return found.tokenizer.encode(request.prompt or "")
+            whole = request.add_special_tokens is not False
+            before = found.tokenizer.before if whole else ()
+            return [*before, *found.tokenizer.encode(request.prompt or "")]
         settings = request.chat_template_kwargs or {}
         return prompt_ids(found.tokenizer, turns(request.messages), settings)
 

@@ -117,9 +117,18 @@ def _moved(schema: Any, place: str, are_names: bool = False) -> Any:
 
 
 class CallParser:
-    """Finds calls in a reply that is being written; what is none stays text."""
+    """Finds calls in a reply that is being written; what is none stays text.
 
-    def __init__(self) -> None:
+    Args:
+        only_one: Whether the reply ends with its first call; what comes after it is left out.
+
+    Attributes:
+        done: Whether it has ended so.
+    """
+
+    def __init__(self, only_one: bool = False) -> None:
+        self.done = False
+        self._only_one = only_one
         self._between = Between(OPENING, CLOSING)
         self._block: str | None = None
 
@@ -142,6 +151,8 @@ class CallParser:
     def _sorted(self, parts: list[tuple[bool, str]]) -> tuple[str, list[Call]]:
         text, calls = "", list[Call]()
         for inside, piece in parts:
+            if self.done:
+                break
             if inside:
                 self._block = (self._block or "") + piece
                 continue
@@ -149,6 +160,7 @@ class CallParser:
                 call = parse(self._block)
                 if call:
                     calls.append(call)
+                    self.done = self._only_one
                 else:
                     text += OPENING + self._block + CLOSING
                 self._block = None

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import jinja2
 from jinja2 import nodes, pass_context
+from jinja2.defaults import DEFAULT_NAMESPACE
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
@@ -31,6 +32,13 @@ _BRACKETS = "__generation_brackets__"
 
 NO_SETTINGS: Mapping[str, bool] = MappingProxyType({})
 """A template's own names are as it has them."""
+
+RESERVED = frozenset(
+    {"messages", "add_generation_prompt", "continue_final_message", "tools", "documents"}
+    | {"bos_token", "eos_token", "pad_token", "unk_token", _BRACKETS}
+    | {"namespace", "raise_exception", "strftime_now", *DEFAULT_NAMESPACE}
+)
+"""Names that are no template's own: its caller sets them, or all templates may call them."""
 
 
 class Written(NamedTuple):
