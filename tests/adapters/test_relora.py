@@ -61,6 +61,17 @@ def test_a_restart_whose_step_was_refused_comes_with_the_next(model: CausalLM) -
     assert stepped(model, 5, 10) == []
 
 
+def test_what_is_unfrozen_late_begins_anew_with_the_others(model: CausalLM) -> None:
+    add(model, CONFIG)
+    late = next(iter(links(model).values()))
+    late.requires_grad_(False)
+    assert stepped(model, 2, 10) and stepped(model, 4, 10)
+    late.requires_grad_(True)
+    assert stepped(model, 5, 10) == [], "it owes no restart to the time when it did not learn"
+    assert late.lora_A.weight in set(stepped(model, 6, 10))
+    assert stepped(model, 7, 10) == []
+
+
 def test_the_optimizer_forgets_what_begins_anew(model: CausalLM, ids: torch.Tensor) -> None:
     add(model, ReLoRAConfig(rank=2, restart_every=1, trainable_token_indices=[5]))
     optimizers = Optimizers(model, OptimizerConfig(name="muon"))

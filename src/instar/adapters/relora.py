@@ -64,8 +64,9 @@ class ReLoRAConfig(LowRankConfig):
         if not due or step == steps:
             return ()
         links = [delta for delta in _links(model, name).values() if delta.learns]
-        # Not by the step alone: where that was refused, the restart comes with the next.
-        if not links or int(links[0].restarts) >= due:
+        # Not by the step alone: where that was refused, the restart comes with the next. What was
+        # unfrozen late has begun anew less often than the others.
+        if not links or int(torch.stack([delta.restarts for delta in links]).max()) >= due:
             return ()
         for delta in links:
             delta.settle()
