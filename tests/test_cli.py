@@ -273,6 +273,27 @@ def test_trackers_and_sharding_of_a_whole_life(
             assert told == plain
 
 
+# tyro warns, where nobody sees it, that it had to look inside the union of methods.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["all-linear"], "all-linear"),
+        ([r"model\.layers\.[01]\..*"], r"model\.layers\.[01]\..*"),
+        (["q_proj"], ["q_proj"]),
+        (["q_proj", "layers.0.mlp.up_proj"], ["q_proj", "layers.0.mlp.up_proj"]),
+    ],
+)
+def test_targets_on_the_command_line(words: list[str], meant: list[str] | str) -> None:
+    from instar.stages import verb
+    from instar.stages.config import TrainedStageConfig
+
+    chosen = ["--adapter", "lora", "--adapter.targets", *words]
+    config = verb.read("sft", ROOT / "recipes" / "mini" / "sft.yaml", chosen, "instar sft")
+    assert isinstance(config, TrainedStageConfig) and config.adapter
+    assert config.adapter.model_dump()["targets"] == meant
+
+
 def test_every_adapter_that_help_names_can_be_chosen(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
+from pydantic import AfterValidator
 from torch import nn
 
 from instar.adapters.packed import Packed
@@ -20,7 +22,16 @@ embeddings are none of them."""
 OF_EXPERTS = re.compile(r"\.mlp\.(gate|experts\..*)$")
 """Routers and experts: PEFT, for whom all experts are one tensor, has no such layers."""
 
-Targets = list[str] | str
+
+def _one_word(targets: list[str] | str) -> list[str] | str:
+    """On a command line one word is a list, too; names have letters, digits, `_` and dots."""
+    if isinstance(targets, list) and len(targets) == 1:
+        [word] = targets
+        return word if word == ALL_LINEAR or re.search(r"[^\w.]", word) else targets
+    return targets
+
+
+Targets = Annotated[list[str] | str, AfterValidator(_one_word)]
 """Layers by the end of their names (a list), by a regular expression, or ``all-linear``."""
 
 
