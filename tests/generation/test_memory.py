@@ -11,6 +11,7 @@ import torch
 from instar.errors import UserError
 from instar.generation import GREEDY, Engine, Reply, Request, Sampling, Stopping
 from instar.generation.body import is_compiled
+from instar.generation.slots import Slots
 from instar.model import CausalLM
 from instar.model.transformer import initialize
 
@@ -119,6 +120,27 @@ def test_one_long_request_does_not_end_the_memory_of_short_ones(opened: Callable
     engine.step()  # nobody is at work
     assert engine._desk is not None
     assert [*turn.prompt, *reply[:-1]] in engine._desk.slots.tokens, "it may be gone on with"
+
+
+def test_the_store_keeps_its_size_from_turn_to_turn(
+    opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+):
+    """After much work somebody talks alone: what is given back is not taken again at once."""
+    rng = random.Random(7)
+    engine = opened(slots=8, cache_bytes=BUDGET)
+    answered(engine, [asked(rng, 80, 20, i) for i in range(8)])
+    assert engine._desk is not None
+    resized, resize = [], Slots._resize
+    monkeypatch.setattr(
+        Slots, "_resize", lambda self, *shape: (resized.append(shape), resize(self, *shape))
+    )
+    prompt = asked(rng, 100, 1).prompt
+    for _ in range(8):
+        turn = Request(prompt, GREEDY, Stopping(frozenset(), max_new_tokens=8))
+        [reply] = answered(engine, [turn])
+        prompt = [*prompt, *reply, *asked(rng, 8, 1).prompt]
+    assert len(prompt) > 128 and len(resized) <= 3
+    assert stored(engine) <= BUDGET // 2
 
 
 def test_what_may_never_fit_is_refused(opened: Callable[..., Engine]):

@@ -101,8 +101,9 @@ class Slots:
     def reserve(self, rows: int, columns: int, hoped: int = 0) -> None:
         """Make room; what is there stays, as far as the memory allows.
 
-        Sizes at least double where they can, so that this is rare. Where they cannot, rows behind
-        the first ones are given up, and what remains of those may be cut.
+        Sizes at least double where they can, so that this is rare; beyond half of the memory, which
+        ``rest`` takes back, nothing is made that is not needed. Where they cannot, rows behind the
+        first ones are given up, and what remains of those may be cut.
 
         Args:
             rows: How many rows must be there, the first ones.
@@ -117,9 +118,13 @@ class Slots:
         if columns > wide:
             most = rounded(self.config.max_position_embeddings)
             wide = rounded(max(columns, min(2 * wide, most)))
-        if self.most_bytes is not None and not self.fits(tall, wide):
-            wide = rounded(columns)
-            tall = max(rows, min(tall, self.most_bytes // (wide * self.column_bytes)))
+        if self.most_bytes is not None:
+            half, needed = self.most_bytes // 2, rows * rounded(columns) * self.column_bytes
+            most = half if needed <= half else self.most_bytes
+            if tall * wide * self.column_bytes > most:
+                room = most // (max(rows, 1) * self.column_bytes * COLUMNS) * COLUMNS
+                wide = max(rounded(columns), min(rounded(columns * 5 // 4), room, wide))
+                tall = max(rows, min(tall, most // (wide * self.column_bytes)))
         self._resize(tall, wide)
 
     def rest(self) -> None:
