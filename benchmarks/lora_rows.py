@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from instar.data.readers import read_all
+from instar.tokenizer.chat import render
 from instar.tokenizer.hf import Tokenizer
 
 
@@ -27,16 +28,20 @@ def main() -> None:
     tokenizer = Tokenizer.load(arguments.run / "tokenizer")
     data = arguments.run / "data"
     talks = read_all([data / "conversations.jsonl"], ("messages",))
-    said = counted(tokenizer, (turn["content"] for talk in talks for turn in talk["messages"]))
     documents = read_all([data / "readings.jsonl"], ("text",))
     read = counted(tokenizer, (document["text"] for document in documents))
+    # Marks and roles stand in every turn, and nothing is to be chosen about them; so they count
+    # only where no document has them.
+    whole = {id for talk in talks for id in render(tokenizer, talk["messages"]).ids}
+    said = counted(tokenizer, (turn["content"] for talk in talks for turn in talk["messages"]))
 
-    marks = [tokenizer.im_start_id, tokenizer.im_end_id]
-    unread = [id for id in said if not read[id]]
+    unread = sorted(id for id in whole if not read[id])
     others = sorted(set(said) - set(unread), key=divergence(said, read))
-    found = [*marks, *unread, *others][: arguments.rows]
-    print(f"{len(unread)} tokens of the conversations are in no document:")
-    print(" ".join(repr(tokenizer.decode([id])) for id in unread))
+    found = [*unread, *others][: arguments.rows]
+    print(
+        f"{len(unread)} tokens of the conversations, marks of turns included, are in no document:"
+    )
+    print(" ".join(repr(tokenizer.decode([id], skip_special=False)) for id in unread))
     print(f"trainable_token_indices: {sorted(found)}")
 
 
