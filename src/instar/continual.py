@@ -141,7 +141,7 @@ def continual(config: ContinualConfig, names: list[str], display: Display) -> di
 def _write_subject(config: ContinualConfig) -> None:
     if config.subject is None:
         return
-    directory = config.at(config.out) / "subject"
+    directory = config.at(Path("{run}/continual/subject"))
     directory.mkdir(parents=True, exist_ok=True)
     write_subject(config.subject, config.seed, directory)
 
