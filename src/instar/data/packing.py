@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from instar.data.schema import Message
 from instar.errors import UserError
 from instar.tokenizer.chat import check_messages, render
 from instar.tokenizer.hf import Tokenizer
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,37 @@ def reply_row(prompt_ids: list[int], reply_ids: list[int]) -> Row:
 
 def check_length(rows: Sequence[Row], context: int, places: Sequence[str]) -> None:
     """Raise ``UserError`` if a row, named by its place, is longer than the model's context."""
+    if not rows:
+        return
     longest = max(range(len(rows)), key=lambda i: len(rows[i]))
     if len(rows[longest]) > context:
         raise UserError(
             f"{places[longest]} has {len(rows[longest])} tokens, the context has {context}",
-            "Shorten it, or raise model.max_position_embeddings.",
+            f"Shorten it, or leave out what is longer: --max-length {context}.",
         )
+
+
+def short_ones(
+    examples: Sequence[S], length: Callable[[S], int], most: int | None, notes: list[str]
+) -> list[S]:
+    """Examples that are not too long; how many are left out is noted.
+
+    Args:
+        examples: What could be learnt from.
+        length: Tokens of one.
+        most: The most tokens; any number by default.
+        notes: Takes a line.
+
+    Raises:
+        UserError: None is left.
+    """
+    kept = [one for one in examples if most is None or length(one) <= most]
+    if examples and not kept:
+        raise UserError(f"max_length is {most}, and every example is longer", "Raise it.")
+    if len(kept) < len(examples):
+        left_out = len(examples) - len(kept)
+        notes.append(f"{left_out} of {len(examples)} examples are longer than {most} tokens")
+    return kept
 
 
 def pad_rows(rows: Sequence[Row], pad_id: int) -> Batch:

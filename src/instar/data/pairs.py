@@ -21,16 +21,22 @@ class Pair:
 
     def __len__(self) -> int:
         """Tokens of both rows, padding included."""
-        return 2 * max(len(self.chosen), len(self.rejected))
+        return 2 * self.longest
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer row."""
+        return max(len(self.chosen), len(self.rejected))
 
 
 def preference_pairs(
-    records: Sequence[dict[str, Any]], tokenizer: Tokenizer, context: int
+    records: Sequence[dict[str, Any]], tokenizer: Tokenizer, context: int | None
 ) -> list[Pair]:
     """Rendered pairs; the loss is taken on the last reply, not on earlier turns.
 
     Raises:
-        UserError: A prompt does not end with a user turn, or a pair is longer than the context.
+        UserError: A prompt does not end with a user turn, or a pair is longer than the context,
+            if there is one.
     """
     places = [place_of(record, f"pair {i}") for i, record in enumerate(records, start=1)]
     pairs = [
@@ -40,7 +46,7 @@ def preference_pairs(
         )
         for record, place in zip(records, places, strict=True)
     ]
-    for side in ("chosen", "rejected"):
+    for side in ("chosen", "rejected") if context else ():
         rows = [getattr(pair, side) for pair in pairs]
         check_length(rows, context, [f"{place} with its {side} reply" for place in places])
     return pairs

@@ -84,9 +84,10 @@ class Survey:
         lengths = map(len, self.tokenizer.encode_batch([r["text"] for r in records[:share]]))
         return [Extent(1, length + 1, length) for length in lengths]
 
-    def conversations(self, paths: Sequence[Path]) -> list[Extent]:
-        """Rendered conversations; the assistant's words are learnt."""
-        return [_extent(row) for row in self._rows(paths)]
+    def conversations(self, paths: Sequence[Path], most: int = NO_LIMIT) -> list[Extent]:
+        """Rendered conversations of at most so many tokens; the assistant's words are learnt."""
+        rows = [_extent(row) for row in self._rows(paths)]
+        return [row for row in rows if row.width <= most]
 
     def replies(self, paths: Sequence[Path]) -> list[int]:
         """Tokens of each conversation's replies: a model that learnt them writes such ones."""
@@ -110,14 +111,15 @@ class Survey:
         records = self.records(paths, ("messages",))
         return [conversation_row(r["messages"], self.tokenizer, r.place) for r in records]
 
-    def pairs(self, paths: Sequence[Path]) -> list[Extent]:
-        """Preference pairs, two rows each."""
+    def pairs(self, paths: Sequence[Path], most: int = NO_LIMIT) -> list[Extent]:
+        """Preference pairs of at most so many tokens a row, two rows each."""
         both = [(_extent(pair.chosen), _extent(pair.rejected)) for pair in self._pairs(paths)]
-        return [Extent(2, max(c.width, r.width), c.learnt + r.learnt) for c, r in both]
+        pairs = [Extent(2, max(c.width, r.width), c.learnt + r.learnt) for c, r in both]
+        return [pair for pair in pairs if pair.width <= most]
 
     def _pairs(self, paths: Sequence[Path]) -> list[Pair]:
         records = self.records(paths, ("messages", "chosen", "rejected"))
-        return preference_pairs(records, self.tokenizer, NO_LIMIT)
+        return preference_pairs(records, self.tokenizer, None)
 
     def prompts(self, paths: Sequence[Path]) -> list[int]:
         """Tokens of prompts, rendered for a reply."""

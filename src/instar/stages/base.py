@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -33,6 +33,7 @@ class Job:
             sampling included.
         validate: Measures held-out data; at least `loss`.
         finish: What is done to the product when training is over.
+        notes: What was left out of the data.
     """
 
     objective: Objective
@@ -42,6 +43,7 @@ class Job:
     flops: Callable[[int], int]
     validate: Callable[[], dict[str, float]] | None = None
     finish: Callable[[], None] = lambda: None
+    notes: Sequence[str] = ()
 
 
 S = TypeVar("S", bound=StageConfig)
@@ -77,6 +79,8 @@ def up_to_date(out: Path, provenance: dict[str, Any], display: Display) -> bool:
     if out.is_dir() and any(out.iterdir()) and not (out / LINEAGE).exists():
         raise UserError(f"{out} exists, and no stage has made it", "Choose another `out`.")
     if fingerprint_of(out) != provenance["fingerprint"]:
+        if (out / LINEAGE).exists():
+            display.note(f"{out} was made otherwise, and will be replaced; another --out keeps it")
         return False
     display.note(f"{out} is up to date; delete it to make it again")
     return True

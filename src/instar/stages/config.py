@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from pydantic import field_validator
 
 import instar
 from instar.adapters.methods import Method
-from instar.adapters.opening import Bits, content_of, load_causal_lm, to_learn
+from instar.adapters.opening import Bits, content_of, load_causal_lm, plain_directory, to_learn
 from instar.config import Config
 from instar.data.readers import Record, read_all
 from instar.errors import UserError
@@ -91,17 +91,13 @@ class StageConfig(Config):
         Raises:
             UserError: Something that the stage reads is not there, or it would write in its place.
         """
-        if self.at(self.out).resolve() in [self.at(path).resolve() for path in self.parents()]:
-            raise UserError(
-                f"{self.stage}: out is {self.out}, which it begins with",
-                "Choose another directory (--out).",
-            )
         files: dict[str, Path] = {}
         for path in self.files():
             for file in self.found([path]):
                 if not file.is_file():
                     raise UserError(f"{self.stage}: no such file: {file}", "Check the path.")
                 files[str(path) if file == self.at(path) else f"{path}: {file.name}"] = file
+        self._spare([*map(self.at, self.parents()), *files.values()])
         means = {"log_every", "save_every", "track", "parallel", "activation_checkpointing"}
         record = {
             "config": self.model_dump(mode="json", exclude={"run": True, "training": means}),
@@ -109,7 +105,18 @@ class StageConfig(Config):
             "parents": {str(path): _content(self.checkpoint(path)) for path in self.parents()},
             "version": instar.__version__,
         }
+        self._spare(plain_directory(self.checkpoint(path)) for path in self.parents())
         return {**record, "fingerprint": hash_value(record)}
+
+    def _spare(self, paths: Iterable[Path]) -> None:
+        """See that none of what is read will be replaced, nor anything around it."""
+        out = self.at(self.out).resolve()
+        for path in paths:
+            if out == path.resolve() or out in path.resolve().parents:
+                raise UserError(
+                    f"{self.stage}: out is {self.out}, and {path}, which it reads, would be lost",
+                    "Choose another directory (--out).",
+                )
 
 
 def _content(directory: Path) -> str:

@@ -108,8 +108,9 @@ def build(config: DPOConfig) -> Job:
     loss = config.loss.make()
     reference = frozen_twin(policy, bool(config.adapter)) if loss.needs_reference else None
     context = policy.context
-    pairs = config.read(config.data, tokenizer, context)
-    valid = config.read(config.valid, tokenizer, context) if config.valid else []
+    notes = list[str]()
+    pairs = config.read(config.data, tokenizer, context, notes)
+    valid = config.read(config.valid, tokenizer, context, notes) if config.valid else []
 
     def annotate(batch: Batch) -> Batch:
         batch = batch.to(default_device())
@@ -129,7 +130,15 @@ def build(config: DPOConfig) -> Job:
     if reference is not None:
         flops += policy.config.flops_per_token(mean_length, backward=False)
     validating = validate if valid else None
-    return Job(objective, source, policy, tokenizer, lambda tokens: flops * tokens, validating)
+    return Job(
+        objective,
+        source,
+        policy,
+        tokenizer,
+        lambda tokens: flops * tokens,
+        validating,
+        notes=notes,
+    )
 
 
 def needs(config: DPOConfig, survey: Survey) -> Workload:

@@ -9,10 +9,11 @@ from typing import Annotated
 from annotated_types import Gt
 
 from instar.data.batch import Batch
+from instar.data.packing import short_ones
 from instar.data.pairs import Pair, pad_pairs, preference_pairs
 from instar.data.sources import ExampleSource, in_order
 from instar.distributed import world
-from instar.planning.survey import Survey
+from instar.planning.survey import NO_LIMIT, Survey
 from instar.planning.workload import Workload, cut, example_steps
 from instar.stages.config import TrainedStageConfig
 from instar.tokenizer.hf import Tokenizer
@@ -32,6 +33,8 @@ class PairsConfig(TrainedStageConfig):
     """The same, held out; none is allowed."""
     batch_size: Positive = 32
     """Pairs an optimizer step."""
+    max_length: Positive | None = None
+    """Pairs of which a row has more tokens are left out; by default they must fit the context."""
     micro_tokens: Positive = 4096
     """The most tokens a micro-batch, padding included: the less, the less memory."""
 
@@ -43,16 +46,22 @@ class PairsConfig(TrainedStageConfig):
         """The model to begin with."""
         return [self.init]
 
-    def read(self, paths: list[Path], tokenizer: Tokenizer, context: int) -> list[Pair]:
-        """The pairs in some files."""
+    def read(
+        self, paths: list[Path], tokenizer: Tokenizer, context: int, notes: list[str]
+    ) -> list[Pair]:
+        """The pairs in some files; notes take a line if some are left out."""
         records = self.records(paths, ("messages", "chosen", "rejected"))
-        return preference_pairs(records, tokenizer, context)
+        if self.max_length is None:
+            return preference_pairs(records, tokenizer, context)
+        pairs = preference_pairs(records, tokenizer, None)
+        return short_ones(pairs, lambda pair: pair.longest, min(self.max_length, context), notes)
 
     def needs(self, survey: Survey) -> Workload:
         """What one model that learns from the pairs asks of a machine."""
         steps = self.training.steps
-        pairs = survey.pairs(self.data)
-        valid = survey.whole().pairs(self.valid) if self.valid else []
+        most = self.max_length or NO_LIMIT
+        pairs = survey.pairs(self.data, most)
+        valid = survey.whole().pairs(self.valid, most) if self.valid else []
         return Workload(
             survey.model(self.init),
             self.training,

@@ -45,8 +45,9 @@ def build(config: RewardConfig) -> Job:
     model = score_model_from(config.origin(), config.form, config.quantize)
     model = to_learn(model, config.adapter, config.quantize, config.seed)
     context = model.context
-    pairs = config.read(config.data, tokenizer, context)
-    valid = config.read(config.valid, tokenizer, context) if config.valid else []
+    notes = list[str]()
+    pairs = config.read(config.data, tokenizer, context, notes)
+    valid = config.read(config.valid, tokenizer, context, notes) if config.valid else []
     objective = BradleyTerry(model, config.center)
 
     def validate() -> dict[str, float]:
@@ -57,7 +58,15 @@ def build(config: RewardConfig) -> Job:
     flops = model.config.flops_per_token(mean_length)
     source = config.source(pairs, tokenizer)
     validating = validate if valid else None
-    return Job(objective, source, model, tokenizer, lambda tokens: flops * tokens, validating)
+    return Job(
+        objective,
+        source,
+        model,
+        tokenizer,
+        lambda tokens: flops * tokens,
+        validating,
+        notes=notes,
+    )
 
 
 def needs(config: RewardConfig, survey: Survey) -> Workload:

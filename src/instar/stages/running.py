@@ -59,6 +59,8 @@ def trained(build: Callable[[T], Job]) -> Callable[[T, Display], Path]:
         display.stage(config.stage, "getting ready")
         torch.manual_seed(config.seed)
         job = build(config)
+        for note in job.notes:
+            display.note(f"{config.stage}: {note}")
         how = _arithmetic(job, config.training)
         display.note(f"{config.stage}: products in {how['products']}, {how['code']}")
         name, settings = f"{config.run.name}/{out.name}", config.model_dump(mode="json")

@@ -12,10 +12,10 @@ from pydantic import model_validator
 
 from instar.adapters.opening import load_tokenizer
 from instar.data.batch import Batch
-from instar.data.packing import Row, check_length, conversation_row, pad_rows
+from instar.data.packing import Row, check_length, conversation_row, pad_rows, short_ones
 from instar.data.sources import ExampleSource, in_order
 from instar.distributed import default_device, world
-from instar.planning.survey import Survey
+from instar.planning.survey import NO_LIMIT, Survey
 from instar.planning.workload import Extent, Workload, cut, example_steps
 from instar.stages.base import Job, Stage
 from instar.stages.config import TrainedStageConfig
@@ -52,6 +52,8 @@ class SFTConfig(TrainedStageConfig):
     """What else holds the model to what it knew."""
     batch_size: Positive = 64
     """Conversations an optimizer step."""
+    max_length: Positive | None = None
+    """Conversations of more tokens are left out; by default all must fit the model's context."""
     micro_tokens: Positive = 4096
     """The most tokens a micro-batch, padding included: the less, the less memory."""
 
@@ -74,13 +76,15 @@ def build(config: SFTConfig) -> Job:
     """Source and objective of fine-tuning."""
     tokenizer = load_tokenizer(config.origin())
     model = config.policy()
-    context = model.context
+    context, notes = model.context, list[str]()
 
     def rows(paths: list[Path]) -> list[Row]:
         records = config.records(paths, ("messages",))
         made = [conversation_row(r["messages"], tokenizer, r.place) for r in records]
-        check_length(made, context, [record.place for record in records])
-        return made
+        if config.max_length is None:
+            check_length(made, context, [record.place for record in records])
+            return made
+        return short_ones(made, len, min(config.max_length, context), notes)
 
     def collate(some: Sequence[Row]) -> Batch:
         return pad_rows(some, tokenizer.pad_id)
@@ -115,7 +119,7 @@ def build(config: SFTConfig) -> Job:
         return held.flops * tokens
 
     validating = validate if valid else None
-    return Job(held.objective, held.source, model, tokenizer, flops, validating, held.finish)
+    return Job(held.objective, held.source, model, tokenizer, flops, validating, held.finish, notes)
 
 
 def _earlier(
@@ -146,13 +150,14 @@ def _earlier(
 def needs(config: SFTConfig, survey: Survey) -> Workload:
     """What fine-tuning asks of a machine."""
     model = survey.model(config.init)
-    examples = survey.conversations(config.data)
-    valid = survey.whole().conversations(config.valid) if config.valid else []
+    most = config.max_length or NO_LIMIT
+    examples = survey.conversations(config.data, most)
+    valid = survey.whole().conversations(config.valid, most) if config.valid else []
     # A survey may look at a part of the data; counts are for all of it.
     seen = survey.repeat / (survey.every * survey.scale)
     if config.replay_conversations and not config.keep.ewc_only:
         count = seen * replayed(config.replay_share, round(len(examples) / seen))
-        earlier = survey.conversations(config.replay_conversations)
+        earlier = survey.conversations(config.replay_conversations, most)
         examples += drawn(earlier, round(count), config.seed)
     if config.replay and not config.keep.ewc_only:
         longest = model.max_position_embeddings
