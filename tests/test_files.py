@@ -9,6 +9,7 @@ import pytest
 from instar.errors import UserError
 from instar.files import (
     atomic_directory,
+    is_free,
     matching,
     read_json,
     whole_lines,
@@ -31,6 +32,22 @@ def test_a_directory_takes_the_old_ones_place(tmp_path: Path) -> None:
         (directory / "new").write_text("2")
     assert names(out) == ["new"]
     assert names(out.parent) == ["out"]
+
+
+def test_the_directory_that_one_is_in_is_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with atomic_directory(Path()) as directory:
+        (directory / "new").write_text("1")
+    assert names(tmp_path / "here") == ["new"]
+
+
+def test_nothing_is_lost_where_nothing_is(tmp_path: Path) -> None:
+    assert is_free(tmp_path) and is_free(tmp_path / "out")
+    (tmp_path / "file").touch()
+    assert not is_free(tmp_path) and not is_free(tmp_path / "file")
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])

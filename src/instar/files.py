@@ -20,6 +20,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
     Whatever stops the block (an error, a full disk, Ctrl-C), ``target`` stays as it was.
     """
+    target = Path(os.path.abspath(target))  # which has a name, as `.` has none
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.writing")
     before = target.with_name(f".{target.name}.before")
@@ -41,6 +42,11 @@ def atomic_directory(target: Path) -> Iterator[Path]:
             before.rename(target)
         shutil.rmtree(before, ignore_errors=True)
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def is_free(path: Path) -> bool:
+    """Whether a directory may be written there and nothing is lost: nothing is there, or empty."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def matching(path: Path) -> list[Path]:

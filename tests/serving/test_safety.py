@@ -27,6 +27,7 @@ from instar.serving.harm import (
     fit,
     normalised,
     remembered,
+    train,
 )
 from instar.serving.openai_types import ChatMessage
 from instar.serving.safety import REACH, Filter, Gate, Rule, instead, rules
@@ -293,3 +294,21 @@ def test_the_verb_checks_a_text(whole: Filter, capsys: pytest.CaptureFixture[str
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "stopped (rule: theft, score 1.000)"
     assert out[1].startswith("passes (nothing found")
+
+
+def test_training_replaces_nothing_but_an_older_classifier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    zeros = Classifier({role: np.zeros(BUCKETS + 1, np.float32) for role in ROLES})
+    trained = []
+    monkeypatch.setattr("instar.serving.harm.examples", lambda: ())
+    monkeypatch.setattr("instar.serving.harm.fit", lambda _: trained.append(1) or zeros)
+    thesis = tmp_path / "thesis.tex"
+    thesis.write_text("Mine.")
+    with pytest.raises(UserError, match=r"holds no safety classifier.*another --output"):
+        main(["train", "--output", str(tmp_path)])
+    assert thesis.read_text() == "Mine." and not trained, "it is refused at once"
+    (tmp_path / "empty").mkdir()
+    for _ in range(2):
+        train(tmp_path / "empty")
+    assert (tmp_path / "empty" / FILE).is_file()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from instar.errors import UserError
-from instar.files import atomic_directory, read_json, write_json, write_text
+from instar.files import atomic_directory, is_free, read_json, write_json, write_text
 from instar.hub import located
 from instar.lineage import LINEAGE, Cost, Stopwatch, hash_file, hash_value, peak_rss_bytes
 
@@ -82,7 +82,7 @@ def import_model(source: str, out: Path, dtype: Kept, display: Display) -> Path:
     Returns:
         ``out``.
     """
-    if out.exists() and not _imported(out):
+    if not is_free(out) and not _imported(out):
         raise UserError(
             f"{out} exists, and `instar import` has not made it", "Choose another --out."
         )
@@ -108,8 +108,7 @@ def _begins_as_gguf(path: Path) -> bool:
 
 def _imported(directory: Path) -> bool:
     record = directory / LINEAGE
-    empty = directory.is_dir() and not any(directory.iterdir())
-    return empty or (record.is_file() and read_json(record).get("stage") == "import")
+    return record.is_file() and read_json(record).get("stage") == "import"
 
 
 def _from_gguf(path: Path, directory: Path, dtype: Kept, display: Display) -> dict[str, Any]:

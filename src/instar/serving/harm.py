@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from instar.data.schema import Language
 from instar.errors import UserError
-from instar.files import atomic_directory
+from instar.files import atomic_directory, is_free
 from instar.lineage import Cost, Stopwatch, hash_value, write_lineage
 from instar.primer import arithmetic, conversations, logic, safety
 from instar.primer.mixture import LANGUAGES
@@ -269,7 +269,16 @@ def _descend(learnt: Sequence[Example]) -> np.ndarray:
 
 
 def train(directory: Path) -> Classifier:
-    """Learn from ``examples`` and write the classifier with its lineage."""
+    """Learn from ``examples`` and write the classifier with its lineage.
+
+    Raises:
+        UserError: Something else is in the directory.
+    """
+    if not is_free(directory) and not (directory / FILE).is_file():
+        raise UserError(
+            f"{directory} exists, and holds no safety classifier",
+            "Choose another --output.",
+        )
     watch = Stopwatch()
     learnt = examples()
     made = fit(learnt)

@@ -23,7 +23,7 @@ class Train:
     """
 
     output: Path = Path("safety")
-    """Directory to write."""
+    """Directory to write; an older classifier is replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
