@@ -141,13 +141,14 @@ def test_mistakes(
     shutil.copytree(checkpoint("qwen3"), carded)
     assert export(carded, "--to", "card") == 0
     (carded / "Modelfile").write_text("FROM ./model.gguf\n")
+    unmarked = "exists and has no export.json"
     for arguments, told in [
         ((adapter, "--to", "gguf"), f"instar merge {adapter} --out {adapter}-merged"),
         ((mine, "--to", "gguf"), "is not a checkpoint"),
-        ((checkpoint("qwen3"), "--to", "ollama", "--out", mine), "has not made it"),
-        ((checkpoint("qwen3"), "--to", "safetensors", "--out", mine), "has not made it"),
-        ((checkpoint("llama"), "--to", "ollama", "--out", carded), "has not made it"),
-        ((checkpoint("llama"), "--to", "safetensors", "--out", carded), "has not made it"),
+        ((checkpoint("qwen3"), "--to", "ollama", "--out", mine), unmarked),
+        ((checkpoint("qwen3"), "--to", "safetensors", "--out", mine), unmarked),
+        ((checkpoint("llama"), "--to", "ollama", "--out", carded), unmarked),
+        ((checkpoint("llama"), "--to", "safetensors", "--out", carded), unmarked),
         ((carded, "--to", "safetensors", "--out", carded), "is what is to be exported"),
         ((checkpoint("qwen3"), "--to", "safetensors", "--type", "q8_0"), "f32, f16 or bf16"),
     ]:
@@ -160,8 +161,25 @@ def test_mistakes(
 def test_what_was_exported_may_be_exported_again(
     target: str, checkpoint: Make, tmp_path: Path, export: Callable[..., int]
 ) -> None:
+    (tmp_path / "out").mkdir()  # an empty one is as good as none
     for _ in range(2):
         assert export(checkpoint("qwen3"), "--to", target, "--out", tmp_path / "out") == 0
+
+
+def test_a_checkpoint_may_be_called_by_dots(
+    checkpoint: Make, tmp_path: Path, export: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(checkpoint("qwen3"), tmp_path / "ferry")
+    (tmp_path / "ferry" / "within").mkdir()
+    made = {"gguf": "ferry-f16.gguf", "ollama": "ferry-ollama", "safetensors": "ferry-hf"}
+    for dots, place in ((".", "ferry"), ("..", "ferry/within")):
+        monkeypatch.chdir(tmp_path / place)
+        for target, name in made.items():
+            assert export(dots, "--to", target) == 0
+            assert (tmp_path / name).exists()
+        shutil.rmtree(tmp_path / "ferry-hf")
+        shutil.rmtree(tmp_path / "ferry-ollama")
+        (tmp_path / "ferry-f16.gguf").unlink()
 
 
 def test_generation_marks_vanish() -> None:

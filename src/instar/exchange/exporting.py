@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import tyro
 
 import instar
 from instar.errors import UserError
-from instar.files import atomic_directory, read_json, write_json, write_text
+from instar.files import atomic_directory, is_free, read_json, write_json, write_text
 from instar.lineage import LINEAGE
 
 if TYPE_CHECKING:
@@ -99,6 +100,12 @@ def _refuse_adapter(directory: Path) -> None:
     )
 
 
+def _beside(directory: Path, ending: str) -> Path:
+    """Where to write by default; `.` and `..` have no name of their own."""
+    whole = Path(os.path.abspath(directory)) if directory.name in ("", "..") else directory
+    return whole.with_name(f"{whole.name}-{ending}")
+
+
 def _general(directory: Path, license: str) -> dict[str, Any]:
     """What a GGUF file says of itself."""
     from instar.exchange.ancestry import ancestry, general_of
@@ -117,7 +124,7 @@ def _gguf(options: Options, display: Display) -> Path:
     from instar.exchange.gguf_write import write_gguf
 
     kind: Kind = options.type or "f16"
-    out = options.out or options.directory.with_name(f"{options.directory.name}-{kind}.gguf")
+    out = options.out or _beside(options.directory, f"{kind}.gguf")
     general = _general(options.directory, options.license)
     write_gguf(options.directory, out, kind, general, display.step)
     return out
@@ -131,7 +138,7 @@ def _ollama(options: Options, display: Display) -> Path:
     from instar.tokenizer.reading import control_names, read_files
 
     source = options.directory
-    out = options.out or source.with_name(f"{source.name}-ollama")
+    out = options.out or _beside(source, "ollama")
     config, tokenizer = (
         read_json(source / name) for name in ("config.json", "tokenizer_config.json")
     )
@@ -164,7 +171,7 @@ def _safetensors(options: Options, display: Display) -> Path:
     if options.type == "q8_0":
         raise UserError("safetensors are not written as q8_0", "Choose f32, f16 or bf16.")
     source = options.directory
-    out = options.out or source.with_name(f"{source.name}-hf")
+    out = options.out or _beside(source, "hf")
     with _written_anew(out, options) as directory, StoredWeights(source) as weights:
 
         def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -194,10 +201,10 @@ def _written_anew(out: Path, options: Options) -> Iterator[Path]:
     """
     if out.resolve() == options.directory.resolve():
         raise UserError(f"{out} is what is to be exported", "Choose another --out.")
-    if out.exists() and not (out / MARK).is_file():
+    if not is_free(out) and not (out / MARK).is_file():
         raise UserError(
-            f"{out} exists, and `instar export` has not made it: it has no {MARK}",
-            "Choose another --out.",
+            f"{out} exists and has no {MARK}",
+            "Choose another --out, or remove it if an older instar made it.",
         )
     with atomic_directory(out) as directory:
         yield directory
