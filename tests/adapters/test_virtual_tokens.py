@@ -164,6 +164,18 @@ def test_a_prompt_begins_from_text(config: ModelConfig, tokenizer, tmp_path: Pat
     assert torch.equal(parts["short"].prompt_embeddings, table[ids[:3]])
 
 
+def test_what_reads_the_text_may_be_on_the_hub(
+    config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save_tokenizer(tmp_path, [], 64)
+    monkeypatch.setattr("instar.hub._fetched", {"owner/model": tmp_path}.__getitem__)
+    model = CausalLM(config.model_copy(update={"vocab_size": 262}))
+    asked = PromptConfig(start="text", text="moth", tokenizer=Path("owner/model"))
+    base.add(model, asked)
+    assert model.model.prefix.deltas["default"].length == 20
+    assert asked.to_peft()["tokenizer_name_or_path"] == "owner/model"
+
+
 def test_mistakes_are_explained(model: CausalLM, tmp_path: Path):
     with pytest.raises(UserError, match="no `tokenizer`"):
         base.add(model, PromptConfig(start="text", text="moth"))

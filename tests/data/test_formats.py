@@ -264,6 +264,9 @@ def test_inspect_shows_what_is_learnt(
     # "A" and <|im_end|> are learnt; the opening is not.
     green = "\x1b[1;30;42m", "\x1b[30;42m"
     assert sum(told.count(style) for style in green) == 2 * 2
+    monkeypatch.setattr("instar.hub._fetched", {"owner/model": tmp_path / "tokenizer"}.__getitem__)
+    assert data_verbs.main(["inspect", str(path), "--tokenizer", "owner/model"]) == 0
+    assert capsys.readouterr().out == told, "a name on the hub will do"
     path = write(tmp_path / "b.jsonl", '{"nobody": "knows"}\n')
     with pytest.raises(UserError, match=r"columns nobody, which no known format"):
         data_verbs.main(["inspect", str(path)])

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from instar.errors import UserError
-from instar.tokenizer.hf import Tokenizer
+from instar.tokenizer.hf import Tokenizer, save_tokenizer
 from instar.tokenizer.verbs import main, piece, texts_from
 
 
@@ -133,3 +133,20 @@ def test_pieces_for_the_eye():
     assert piece(b" a\n") == "␣a⏎"
     assert piece("春".encode()[:2]) == "<E6 98>"
     assert piece(b"") == "<control>"
+
+
+def test_a_tokenizer_may_be_on_the_hub_or_that_of_an_adapters_base(tmp_path, monkeypatch, capsys):
+    base, adapter, text = tmp_path / "base", tmp_path / "adapter", tmp_path / "a.txt"
+    save_tokenizer(base, [], 64)
+    adapter.mkdir()
+    named = {"peft_type": "LORA", "base_model_name_or_path": "owner/base"}
+    (adapter / "adapter_config.json").write_text(json.dumps(named))
+    text.write_text("the cat")
+    hub = {"owner/base": base, "owner/adapter": adapter}
+    monkeypatch.setattr("instar.hub._fetched", hub.__getitem__)
+    for name in ("owner/base", "owner/adapter", str(adapter)):
+        assert main(["encode", name, "<|im_start|>", "--special"]) == 0
+        assert "ids: 4" in capsys.readouterr().out
+        assert main(["show", name]) == 0
+        assert "262 tokens" in capsys.readouterr().out
+        assert main(["compare", name, "--file", str(text), "--train-steps", "0"]) == 0

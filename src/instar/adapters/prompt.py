@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from instar.adapters.base import AdapterConfig
 from instar.adapters.prefix import Pairs, Virtual, put_before, read, virtual_values
 from instar.errors import UserError
+from instar.hub import located
 from instar.model.transformer import Headed
 from instar.tokenizer.hf import Tokenizer
 
@@ -40,7 +41,7 @@ class PromptConfig(AdapterConfig):
     text: str = ""
     """What to begin from where `start` is `text`; repeated or cut to the prompt's length."""
     tokenizer: Path | None = None
-    """Directory of the tokenizer that reads `text`."""
+    """Directory of the tokenizer that reads `text`, or a name on the hub."""
 
     def install(self, model: Headed, name: str, generator: torch.Generator) -> None:
         """A prompt of numbers, tokens or text."""
@@ -57,7 +58,7 @@ class PromptConfig(AdapterConfig):
     def _text_ids(self) -> list[int]:
         if self.tokenizer is None:
             raise UserError("start is text, but there is no `tokenizer`", "Name its directory.")
-        ids = Tokenizer.load(self.tokenizer).encode(self.text)
+        ids = Tokenizer.load(located(self.tokenizer)).encode(self.text)
         if not ids:
             raise UserError("start is text, but `text` is empty", "Write what to begin from.")
         return (ids * math.ceil(self.num_virtual_tokens / len(ids)))[: self.num_virtual_tokens]

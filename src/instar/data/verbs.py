@@ -18,7 +18,7 @@ from instar.data.readers import Record, read_records
 from instar.errors import UserError
 from instar.tokenizer.chat import Rendered, render
 from instar.tokenizer.hf import Tokenizer
-from instar.tokenizer.verbs import piece
+from instar.tokenizer.verbs import opened, piece
 
 USES: dict[Kind, str] = {
     "document": "pretrain, tokenizer",
@@ -46,7 +46,8 @@ def inspect(
 
     Args:
         file: JSON lines, or a .json file with a list; also packed with gzip.
-        tokenizer: A tokenizer's directory; without it, text is shown instead of tokens.
+        tokenizer: A tokenizer's directory, or a name on the hub; without it, text is shown instead
+            of tokens.
         show: How many records to show.
     """
     console = Console(highlight=False)
@@ -60,7 +61,7 @@ def inspect(
             "`instar data inspect --help` and the README name the formats.",
         )
     console.print(f"{file}: [bold]{found.name}[/bold] ({', '.join(found.columns)})")
-    known = Tokenizer.load(tokenizer) if tokenizer else None
+    known = opened(tokenizer) if tokenizer else None
     for kind in found.makes:
         records = list(read_records(file, KEYS[kind]))
         for record in records:

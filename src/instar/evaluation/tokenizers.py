@@ -36,7 +36,7 @@ from instar.model import CausalLM, ModelConfig
 from instar.model.transformer import initialize
 from instar.objectives.language import NextToken
 from instar.tokenizer.hf import Tokenizer
-from instar.tokenizer.verbs import piece, texts_from
+from instar.tokenizer.verbs import opened, piece, texts_from
 from instar.training.interrupt import Interruptible
 from instar.training.loop import TrainingConfig, fit
 from instar.training.meter import Meter
@@ -271,7 +271,7 @@ def compare(directories: Sequence[Path], files: Sequence[Path], train_steps: int
     if not files:
         raise UserError("no text was given", "Name .txt or .jsonl files with --file.")
     # One tokenizer may be given twice, and directories may share a name: paths tell them apart.
-    tokenizers = {str(directory): Tokenizer.load(directory) for directory in directories}
+    tokenizers = {str(directory): opened(directory) for directory in directories}
     documents = [d for path in files for d in documents_from(path) if d.text]
     if not documents:
         raise UserError(f"no text in {', '.join(map(str, files))}", "Name other files.")

@@ -22,6 +22,7 @@ from rich.text import Text
 from instar.data.readers import read_records
 from instar.errors import UserError
 from instar.files import atomic_directory
+from instar.hub import located
 from instar.tokenizer.hf import Tokenizer
 from instar.tokenizer.learning import Kind, learn_tokenizer
 from instar.tokenizer.reading import FILES
@@ -73,6 +74,19 @@ def _check_place(out: Path) -> None:
             f"{out} holds {others[0]!r}, which is no part of a tokenizer",
             "Name a new directory with --out.",
         )
+
+
+def opened(directory: Path) -> Tokenizer:
+    """The tokenizer in a directory or on the hub; where an adapter has none, that of its base.
+
+    Raises:
+        UserError: As ``Tokenizer.load`` and ``located`` do.
+    """
+    directory = located(directory)
+    if (directory / FILES[0]).exists() or not (directory / "adapter_config.json").exists():
+        return Tokenizer.load(directory)
+    # By name, since what an adapter is the tokenizer does not know.
+    return import_module("instar.adapters.opening").load_tokenizer(directory)
 
 
 def train(
@@ -145,11 +159,11 @@ def encode(
     For example: instar tokenizer encode runs/mini/tokenizer "<|im_start|>user" --special
 
     Args:
-        directory: A tokenizer or checkpoint directory.
+        directory: Of a tokenizer or a checkpoint, or a name on the hub.
         text: What to cut; quote it.
         special: Take control tokens in the text for what they are.
     """
-    tokenizer = Tokenizer.load(directory)
+    tokenizer = opened(directory)
     ids = tokenizer.encode(text, special)
     table = Table("id", "piece")
     for id in ids:
@@ -170,10 +184,10 @@ def show(directory: tyro.conf.Positional[Path], file: Path | None = None) -> Non
     text).
 
     Args:
-        directory: A tokenizer or checkpoint directory.
+        directory: Of a tokenizer or a checkpoint, or a name on the hub.
         file: Text to measure the compression on: bytes per token, more is better.
     """
-    tokenizer = Tokenizer.load(directory)
+    tokenizer = opened(directory)
     pieces = [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
     table = Table(show_header=False)
     table.add_row("vocabulary", f"{len(pieces)} tokens")
@@ -203,7 +217,7 @@ def compare(
     For example: instar tokenizer compare runs/mine/tokenizer other --file corpus.jsonl
 
     Args:
-        directories: Tokenizer or checkpoint directories.
+        directories: Of tokenizers or checkpoints, or names on the hub.
         file: Text to measure on: .txt, or .jsonl with a field "text".
         train_steps: Steps of the small model, some hundredths of a second each; 0 trains none.
     """
