@@ -17,9 +17,15 @@ from instar.adapters.io import save_adapter
 from instar.adapters.lora import LoRAConfig
 from instar.adapters.opening import content_of
 from instar.adapters.vectors import ties
-from instar.checkpoint import load_causal_lm, read_dtype, read_model_config, save_model
+from instar.checkpoint import (
+    control_tokens,
+    load_causal_lm,
+    read_dtype,
+    read_model_config,
+    save_model,
+)
 from instar.errors import UserError
-from instar.files import read_json
+from instar.files import read_json, write_json
 from instar.lineage import hash_file
 from instar.merging import Arguments, average, merge, slerp
 from instar.model import CausalLM, ModelConfig, ScoreModel
@@ -305,6 +311,27 @@ def test_weights_are_stored_as_the_first_models_are(
     assert read_dtype(merge(Arguments([tmp_path / "adapter"], tmp_path / "own", dtype=asked))) == (
         expected
     )
+
+
+def test_what_is_said_of_sampling_stays(tmp_path: Path) -> None:
+    """The base's, but for what its adapter says; ids of control tokens are the tokenizer's."""
+    a, b, adapter = checkpoint(tmp_path / "a", 0), checkpoint(tmp_path / "b", 1), tmp_path / "own"
+    ids = control_tokens(Tokenizer.load(a))
+    name = "generation_config.json"
+    write_json(a / name, {"temperature": 0.6, "top_k": 20, "pad_token_id": 61})
+    model = load_causal_lm(a)
+    add(model, LoRAConfig(rank=2))
+    save_adapter(model, DEFAULT, adapter, a)
+
+    def said(out: str, *models: Path) -> dict[str, Any]:
+        return read_json(merge(Arguments([*models], tmp_path / out)) / name)
+
+    assert said("mean", a, b) == {"temperature": 0.6, "top_k": 20} | ids
+    assert said("merged", adapter) == {"temperature": 0.6, "top_k": 20} | ids
+    save_tokenizer(adapter, [], 64)
+    write_json(adapter / name, {"temperature": 0.9})
+    assert said("again", adapter) == {"temperature": 0.9, "top_k": 20} | ids
+    assert "temperature" not in read_json(tmp_path / "mean" / "config.json")
 
 
 def test_the_verb(tmp_path: Path) -> None:

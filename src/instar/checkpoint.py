@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -78,6 +79,7 @@ def save_model(
     tokenizer: Tokenizer | None = None,
     weights: dict[str, Tensor] | None = None,
     dtype: StoredDtype = "float32",
+    generation: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint that transformers opens.
 
@@ -88,6 +90,8 @@ def save_model(
         weights: What ``weights_of(model)`` gave, where others had to take part in it.
         dtype: Format of the stored weights. What was read from files of that format, and has not
             been trained, is stored as it was, bit for bit.
+        generation: What the model that it was made of recommends, such as a temperature; the ids
+            of control tokens are the tokenizer's.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tokens = control_tokens(tokenizer)
@@ -95,7 +99,7 @@ def save_model(
     config = to_hugging_face(model.config, head, dtype) | tokens
     write_json(directory / "config.json", config)
     if isinstance(model, CausalLM):
-        write_json(directory / "generation_config.json", tokens)
+        write_json(directory / "generation_config.json", {**(generation or {}), **tokens})
     if tokenizer is not None:
         tokenizer.save(directory)
     weights = weights_of(model) if weights is None else weights

@@ -15,6 +15,7 @@ import instar
 from instar.adapters.io import CONFIG, holds_scores, is_adapter
 from instar.adapters.opening import (
     content_of,
+    generation_settings,
     load_model,
     load_tokenizer,
     merged,
@@ -47,7 +48,8 @@ class Arguments:
     With one directory, which must be an adapter, the product is a model that says the same without
     it. With several, `average` takes the mean of the weights (model soups), `slerp` goes from the
     first to the second along the sphere; what each model learnt since a common base, `ties`
-    averages and `dare` adds up. The tokenizer and the longest context are those of the first.
+    averages and `dare` adds up. The tokenizer, the longest context and what is recommended for
+    sampling are those of the first.
     """
 
     models: Annotated[list[Path], tyro.conf.Positional]
@@ -95,6 +97,7 @@ def merge(arguments: Arguments) -> Path:
         _check_single(arguments)
     here = _fetched(arguments)
     product, tokenizer = _mixed(here, mix) if mix else _merged(here.models[0], here.base)
+    generation = generation_settings(here.models[0], here.base)
     kept = read_dtype(plain_directory(here.models[0], here.base))
     settings = {k: v for k, v in asdict(arguments).items() if k != "out"}
     settings |= {"models": [str(m) for m in models], "base": str(base or "") or None}
@@ -108,7 +111,7 @@ def merge(arguments: Arguments) -> Path:
     record["fingerprint"] = hash_value(record)
     with atomic_directory(arguments.out) as directory:
         dtype = kept if arguments.dtype == "keep" else arguments.dtype
-        save_model(product, directory, tokenizer, dtype=dtype)
+        save_model(product, directory, tokenizer, dtype=dtype, generation=generation)
         cost = Cost(watch.wall_s, watch.cpu_s, peak_rss_bytes=peak_rss_bytes())
         size = sum(p.numel() for p in product.parameters())
         write_lineage(directory, record | {"stage": "merge", "parameters": size}, cost)

@@ -19,7 +19,7 @@ from instar.adapters.slots import Adapted
 from instar.data.readers import write_jsonl
 from instar.errors import UserError
 from instar.exchange.card import card
-from instar.files import read_json
+from instar.files import read_json, write_json
 from instar.generation import Engine
 from instar.generation.sampling import Sampling
 from instar.generation.stopping import Stopping
@@ -135,6 +135,17 @@ def test_a_base_on_the_hub_keeps_its_name(
         assert read_json(adapter / "base.json")["weights"] == weights_hash(cache)
         assert load_causal_lm(adapter).adapters
         assert "base_model: owner/model" in card(adapter) and str(cache) not in card(adapter)
+
+
+@pytest.mark.parametrize("adapter", [None, LORA], ids=["whole", "adapter"])
+def test_what_a_base_says_of_sampling_is_carried_along(
+    values: Values, base: str, adapter: dict[str, Any] | None
+) -> None:
+    name = "generation_config.json"
+    ids, sampling = read_json(Path(base) / name), {"temperature": 0.6, "top_k": 20}
+    write_json(Path(base) / name, ids | sampling | {"pad_token_id": 61})
+    out = run(values["sft"] | {"adapter": adapter, "init": base})
+    assert read_json(out / name) == sampling | ids, "control tokens are the tokenizer's"
 
 
 @pytest.mark.parametrize("method", METHODS)

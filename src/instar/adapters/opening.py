@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -19,6 +19,7 @@ from instar.adapters.io import (
 )
 from instar.adapters.nf4 import quantize
 from instar.errors import UserError
+from instar.files import read_json
 from instar.hub import located
 from instar.lineage import hash_file, hash_value
 from instar.model import CausalLM, ScoreModel
@@ -161,6 +162,19 @@ def tokenizer_directory(directory: Path, base: Path | None = None) -> Path:
     directory = located(directory)
     beside = any((directory / name).exists() for name in ("tokenizer.json", "vocab.json"))
     return directory if beside else plain_directory(directory, base)
+
+
+def generation_settings(directory: Path, base: Path | None = None) -> dict[str, Any]:
+    """What ``generation_config.json`` says of a model; of an adapter, beside what its base's says.
+
+    Raises:
+        UserError: As ``plain_directory`` does, or where a file is broken.
+    """
+    places = plain_directory(directory, base), located(directory)
+    found: dict[str, Any] = {}
+    for path in (place / "generation_config.json" for place in places):
+        found |= read_json(path) if path.is_file() else {}
+    return found
 
 
 def load_model(directory: Path, base: Path | None = None) -> CausalLM | ScoreModel:

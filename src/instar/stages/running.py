@@ -13,7 +13,7 @@ from torch import Tensor
 
 from instar.adapters.base import DEFAULT
 from instar.adapters.io import save_adapter, tensors_of
-from instar.adapters.opening import plain_directory, plain_name
+from instar.adapters.opening import generation_settings, plain_directory, plain_name
 from instar.checkpoint import control_tokens, save_model, weights_of
 from instar.distributed import default_device, is_main, on_main, world
 from instar.errors import UserError
@@ -100,15 +100,18 @@ def _write(
     watch: Stopwatch,
 ) -> None:
     """The stage's directory: what was learnt, how it went, what it cost."""
+    begun = config.beginning()
+    generation = generation_settings(config.checkpoint(begun)) if begun else {}
     with atomic_directory(config.at(config.out)) as directory:
         if job.product.adapters:
             base, called = plain_directory(config.origin()), plain_name(config.named_origin())
             save_adapter(job.product, DEFAULT, directory, base, weights, called)
             job.tokenizer.save(directory)
             if isinstance(job.product, CausalLM):
-                write_json(directory / "generation_config.json", control_tokens(job.tokenizer))
+                said = generation | control_tokens(job.tokenizer)
+                write_json(directory / "generation_config.json", said)
         else:
-            save_model(job.product, directory, job.tokenizer, weights)
+            save_model(job.product, directory, job.tokenizer, weights, generation=generation)
         for kept in (work.metrics, work.speed, work.resources):
             if kept.exists():  # the shortest runs end before the first sample
                 shutil.copy(kept, directory)
