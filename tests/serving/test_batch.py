@@ -135,6 +135,28 @@ def test_a_change_is_noticed(runs: Path, prompts: Path, tmp_path: Path):
         main(command(runs, prompts, output))
 
 
+def test_an_option_that_is_newer_than_the_answers_had_its_default(
+    runs: Path, prompts: Path, tmp_path: Path
+):
+    output, beside = tmp_path / "answers.jsonl", tmp_path / "answers.jsonl.settings.json"
+    argv = command(runs, prompts, output, "--chat")
+    assert main(argv) == 0
+    older = json.loads(beside.read_text(encoding="utf-8"))
+    del older["thinking"], older["stop"]
+    beside.write_text(json.dumps(older), encoding="utf-8")
+    assert main(argv) == 0
+    with pytest.raises(UserError, match=r"begun with thinking True, not False"):
+        main([*argv, "--no-thinking"])
+
+
+def test_only_chats_are_told_not_to_think(runs: Path, prompts: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"line 1: --no-thinking is for chats.*Add --chat"):
+        main(command(runs, prompts, tmp_path / "a.jsonl", "--no-thinking"))
+    assert not (tmp_path / "a.jsonl").exists()
+    chats = write(tmp_path / "c.jsonl", [{"messages": [{"role": "user", "content": "Hi"}]}])
+    assert main(command(runs, chats, tmp_path / "b.jsonl", "--no-thinking")) == 0
+
+
 @pytest.mark.parametrize(
     ("rows", "problem"),
     [

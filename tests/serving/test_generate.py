@@ -117,6 +117,14 @@ def test_mistakes_are_explained(runs: Path, extra: list[str], problem: str):
         main([str(runs / "sft"), *prompt, *extra])
 
 
+def test_a_prompt_that_is_no_message_is_refused_before_a_model_is_opened(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Engine, "load", None)
+    with pytest.raises(UserError, match=r"--no-thinking is for chats.*Add --chat"):
+        main([str(runs / "sft"), "--prompt", "x", "--no-thinking"])
+
+
 def test_a_tokenizer_that_is_too_large_for_the_model_is_refused(runs: Path, tmp_path: Path):
     directory = tmp_path / "mixed"
     shutil.copytree(runs / "sft", directory)

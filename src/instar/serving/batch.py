@@ -59,7 +59,8 @@ def answer_file(options: Options, engine: Engine) -> int:
         field = "samples" if options.samples < 1 else "batch_size"
         raise UserError(f"{field} is {getattr(options, field)}", "Choose 1 or more.")
     rows, chat = check_rows(options, engine)
-    check_settings(options.output, settings_of(options))
+    usual = chosen(type(options)(directory=options.directory))
+    check_settings(options.output, settings_of(options), usual)
     done, total = whole_lines(options.output), rows * options.samples
     if done > total:
         raise UserError(
@@ -180,17 +181,23 @@ def check_rows(options: Options, engine: Engine) -> tuple[int, bool]:
 def settings_of(options: Options) -> dict[str, Any]:
     """What the answers depend on: the options, and the contents of the input and the model."""
     assert options.input is not None
-    chosen = {key: value for key, value in asdict(options).items() if key not in FREE}
-    return {
-        "input": hash_file(options.input),
-        "model": content_of(located(options.directory)),
-        **chosen,
-        "stop": list(options.stop),
-    }
+    model = content_of(located(options.directory))
+    return {"input": hash_file(options.input), "model": model, **chosen(options)}
 
 
-def check_settings(output: Path, settings: dict[str, Any]) -> None:
+def chosen(options: Options) -> dict[str, Any]:
+    """The options that the answers depend on."""
+    values = {key: value for key, value in asdict(options).items() if key not in FREE}
+    return values | {"stop": list(options.stop)}
+
+
+def check_settings(output: Path, settings: dict[str, Any], usual: dict[str, Any]) -> None:
     """See that answers which are there already were begun in the same way; else write how.
+
+    Args:
+        output: The answers' file.
+        settings: How they are to be made.
+        usual: What an option is where an older version, which did not have it, began them.
 
     Raises:
         UserError: They were not, or nobody knows.
@@ -205,7 +212,7 @@ def check_settings(output: Path, settings: dict[str, Any]) -> None:
             f"{output} exists, and {beside.name}, which says how it was made, does not",
             "Choose another --output, or remove the file.",
         )
-    before = read_json(beside)
+    before = usual | read_json(beside)
     for key in settings.keys() | before.keys():
         if before.get(key) != settings.get(key):
             what = (

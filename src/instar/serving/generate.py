@@ -103,6 +103,14 @@ class Options(SamplingOptions):
     batch_size: int = 64
     """With --input: how many replies to write side by side."""
 
+    def check_plain(self) -> None:
+        """Raise ``UserError`` where something is said of chats, and a prompt is no message."""
+        if not self.thinking:
+            raise UserError(
+                "--no-thinking is for chats, and a prompt without --chat begins a document",
+                "Add --chat, or leave --no-thinking out.",
+            )
+
     def prompt_ids(self, engine: Engine, prompt: str) -> list[int]:
         """Token ids of a prompt: a message in a chat, or the beginning of a document."""
         from instar.tokenizer.chat import prompt_ids
@@ -111,6 +119,7 @@ class Options(SamplingOptions):
         if self.chat:
             message = Message(role="user", content=prompt)
             return prompt_ids(tokenizer, [message], self.template_settings)
+        self.check_plain()
         return [*tokenizer.before, *tokenizer.encode(prompt)] or [tokenizer.start_id]
 
 
@@ -135,6 +144,8 @@ def main(argv: list[str]) -> int:
         )
     if (options.input is None) != (options.output is None):
         raise UserError("--input and --output belong together", "Give both, or --prompt alone.")
+    if options.prompt is not None and not options.chat:
+        options.check_plain()
     sampling = options.sampling()
 
     from instar.generation import Engine
