@@ -46,7 +46,9 @@ def preference_pairs(
         )
         for record, place in zip(records, places, strict=True)
     ]
-    for side in ("chosen", "rejected") if context else ():
+    if context is None:
+        return pairs
+    for side in ("chosen", "rejected"):
         rows = [getattr(pair, side) for pair in pairs]
         check_length(rows, context, [f"{place} with its {side} reply" for place in places])
     return pairs
