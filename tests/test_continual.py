@@ -69,7 +69,7 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(life: Path, path: Path, **changes: Any) -> Path:
-    folder = changes.get("out", "{run}/continual")
+    folder = "{run}/continual"
     values: dict[str, Any] = {
         "run": str(life),
         "exams": [f"{folder}/subject/exams.jsonl"],

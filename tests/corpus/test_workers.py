@@ -55,6 +55,7 @@ def test_an_unknown_runner_is_named() -> None:
         Workers("spark")
 
 
+@pytest.mark.slow
 def test_ray_makes_the_same_corpus(tmp_path: Path) -> None:
     """In processes of their own: Ray and the column engine keep their state for good."""
     lines = [f"The {n}th traveller came to the {n % 97}th inn by night.\n" for n in range(24_000)]

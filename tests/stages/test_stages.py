@@ -204,7 +204,7 @@ def test_a_failed_stage_keeps_the_last_good_one(
     out = run(values["pretrain"])
     before = hash_file(out / "model.safetensors")
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("instar.stages.running.save_model", full)

@@ -28,7 +28,7 @@ def test_a_busy_process_is_seen(tmp_path: Path) -> None:
     assert max(row["cpu_percent"] for row in seen) > 10  # others may be busy as well
     assert max(row["rss_bytes"] for row in seen) > len(held)
     times = [row["elapsed_s"] for row in seen]
-    assert times == sorted(times) and 0 < times[0] < 0.5
+    assert times == sorted(times) and times[0] > 0
     assert all(0 < row["memory_percent"] <= 100 for row in seen)
 
 
