@@ -76,20 +76,20 @@ def check_length(rows: Sequence[Row], context: int, places: Sequence[str]) -> No
 
 
 def short_ones(
-    examples: Sequence[S], length: Callable[[S], int], most: int | None, notes: list[str]
+    examples: Sequence[S], length: Callable[[S], int], most: int, notes: list[str]
 ) -> list[S]:
     """Examples that are not too long; how many are left out is noted.
 
     Args:
         examples: What could be learnt from.
         length: Tokens of one.
-        most: The most tokens; any number by default.
+        most: The most tokens.
         notes: Takes a line.
 
     Raises:
         UserError: None is left.
     """
-    kept = [one for one in examples if most is None or length(one) <= most]
+    kept = [one for one in examples if length(one) <= most]
     if examples and not kept:
         raise UserError(f"max_length is {most}, and every example is longer", "Raise it.")
     if len(kept) < len(examples):
