@@ -20,8 +20,8 @@ from instar.model.config import ModelConfig
 COLUMNS = 64
 """The used width of the cache is rounded up to a multiple of this.
 
-Where torch sums over columns, the sums are then cut in the same places however long the neighbours
-are, which is what makes a row's result the same bits in any company.
+Where torch sums over columns, the sums are then cut in the same places, on most processors, however
+long the neighbours are: a row's result depends on its company by rounding at most.
 """
 
 WORTHWHILE = 32
