@@ -49,8 +49,9 @@ class Engine:
         tokenizer: The model's tokenizer.
         precision: Format of the matrices while writing. ``float32`` differs from the model by
             rounding alone; ``auto`` is bfloat16 where that is faster; ``int8`` rounds the weights
-            to eight bits and takes the fewest bytes. A model that is more than a plain decoder
-            (adapters, experts, windows, GPT-2) runs as it is.
+            to eight bits, and what they multiply to eight or sixteen, and takes the fewest bytes.
+            A model that is more than a plain decoder (adapters, experts, windows, GPT-2) runs as
+            it is.
         slots: The most replies that ``step`` writes side by side.
         cache_bytes: The most memory for their keys and values; without a limit by default. Fewer
             replies are written side by side where they are long, the others wait.

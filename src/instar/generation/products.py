@@ -95,7 +95,7 @@ def _cast_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 def in_eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Each row as whole numbers and a scale: ``W = q s`` with ``s = max |W| / 127``.
 
-    Dettmers et al. 2022, arXiv:2208.07339, section 2; here only weights are rounded.
+    Dettmers et al. 2022, arXiv:2208.07339, section 2; ``native`` rounds inputs as well.
 
     Args:
         weight: ``(outputs, inputs)``, float32.

@@ -45,7 +45,7 @@ class SamplingOptions:
     """The same seed gives the same reply to the same prompt."""
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """What the matrices are kept in: auto is bfloat16 where that is faster; int8 is smaller
-    still, rounds more, and is the fastest without AVX-512. Experts, sliding windows, GPT-2 and
+    still, rounds more, and is the fastest on most processors. Experts, sliding windows, GPT-2 and
     adapters that are not merged are computed in float32, whatever is said here."""
 
     @property

@@ -84,7 +84,7 @@ class Options:
     """Seconds that a reply may take, waiting included; then it ends where it is."""
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """What the matrices are kept in: auto is bfloat16 where that is faster; int8 is smaller
-    still, rounds more, and is the fastest without AVX-512. Experts, sliding windows, GPT-2 and
+    still, rounds more, and is the fastest on most processors. Experts, sliding windows, GPT-2 and
     adapters that are not merged are computed in float32, whatever is said here."""
     cache_gib: float = 0.0
     """Memory in GiB for the keys and values of what is written, of all models together; 0 is a

@@ -151,15 +151,19 @@ class Panels:
     def __init__(self, format: Format, weight: Tensor, bias: Tensor | None) -> None:
         self.shape = weight.shape[::-1]
         self.scales: Tensor | None = None
-        if format == "int8":
-            weight, self.scales = in_eight_bits(weight)
-        else:
-            weight = weight.to(getattr(torch, format))
         built = library()
         assert built is not None
-        panel = built.panel_width()
+        panel, word = built.panel_width(), torch.int32
+        if format == "int8":
+            weight, self.scales = in_eight_bits(weight)
+            if built.whole_in_word() == 2:
+                word = torch.int16
+            else:  # multiplied as numbers from 0 to 255
+                weight = F.pad(weight, (0, -weight.shape[1] % 4)).view(torch.uint8) ^ 128
+        else:
+            weight = weight.to(getattr(torch, format))
         padded = F.pad(weight, (0, 0, 0, -len(weight) % panel)).contiguous()
-        words = padded.view(torch.int16 if format == "int8" else torch.int32)
+        words = padded.view(word)
         self.panels = words.view(-1, panel, words.shape[1]).transpose(1, 2).contiguous()
         self.bias = None if bias is None else bias.float().contiguous()
 

@@ -5,8 +5,8 @@
 // whatever else is in the call, so that its logits are the same bits in any company.
 //
 // A call takes tokens of any rows side by side, a row's own in their order. The residual stream is
-// float32; the cache is of type C, float or Bfloat16, the inputs of products of type T and the
-// matrices of type W: both are C, or they are Fixed and Byte. Sums are float32, or whole numbers.
+// float32; the cache is of type C, float or Bfloat16, the inputs of products of type T, and the
+// matrices as products.h says: both are C, or of whole numbers, whose sums are exact.
 
 #include <cmath>
 #include <vector>
@@ -22,24 +22,39 @@ inline float squares(const float* x, int64_t width) {
   return sum;
 }
 
-// x as whole numbers, stretched to the length LONGEST. Returns the length that it had, which tells
-// of numbers that are none.
-float stretched(const float* x, int64_t width, Fixed* to) {
-  const float length = std::sqrt(squares(x, width)), factor = length > 0 ? LONGEST / length : 0;
-  for (int64_t i = 0; i < width; i++) put(x[i] * factor, to[i]);
-  return length;
+// factor x, as whole numbers of the length LONGEST. The scale tells of numbers that are none.
+void whole(const float* x, float factor, int64_t width, Inputs<Fixed> to) {
+  const float length = std::sqrt(squares(x, width)), stretch = length > 0 ? LONGEST / length : 0;
+  for (int64_t i = 0; i < width; i++) put(x[i] * stretch, to.rows[i]);
+  to.scales->factor = factor * length / LONGEST;
+}
+
+// The same, span by span, up to 127.
+void whole(const float* x, float factor, int64_t width, Inputs<Small> to) {
+  for (int64_t from = 0; from < width; from += SPAN, to.scales++) {
+    const int64_t end = std::min(from + SPAN, width);
+    uint32_t most = 0;  // as bits, for those of what is no number are more than all others
+#pragma omp simd reduction(max : most)
+    for (int64_t i = from; i < end; i++) most = std::max(most, same_bits<uint32_t>(x[i]) & 0x7fffffff);
+    const float top = same_bits<float>(most), stretch = top > 0 ? 127 / top : 0;
+    std::int32_t sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = from; i < end; i++) {
+      put(x[i] * stretch, to.rows[i]);
+      sum += to.rows[i].value;
+    }
+    *to.scales = {factor * top / 127, -128 * sum};
+  }
+  for (int64_t i = width; i % IN_WORD<Small>; i++) to.rows[i].value = 0;
 }
 
 // x / sqrt(sum x^2 + d eps); the rest of RMSNorm is in the matrix behind it.
 template <class T>
 void normalised(const float* x, int64_t width, float eps, Inputs<T> to) {
-  if constexpr (std::is_same_v<T, Fixed>) {
-    const float length = stretched(x, width, to.rows);
-    *to.scales = length / std::sqrt(length * length + eps * eps) / LONGEST;
-  } else {
-    const float factor = 1 / std::sqrt(squares(x, width) + eps * eps);
+  const float factor = 1 / std::sqrt(squares(x, width) + eps * eps);
+  if constexpr (is_whole<T>) whole(x, factor, width, to);
+  else
     for (int64_t i = 0; i < width; i++) put(x[i] * factor, to.rows[i]);
-  }
 }
 
 // SwiGLU: silu(gate) * up.
@@ -152,10 +167,8 @@ struct Store {
   int64_t rows, columns;
 };
 
-template <class C, class T, class W>
+template <class C, class T>
 struct Call {
-  static constexpr bool FIXED = std::is_same_v<T, Fixed>;
-
   const Model& m;
   const Store& store;
   int64_t count;          // tokens
@@ -221,20 +234,16 @@ struct Call {
           else if (m.width == 128) attend<128>(q, keys, values, next, seen, scores, to);
           else attend(q, keys, values, seen, m.width, scores, to);
         };
-        if constexpr (FIXED) write(q);
+        if constexpr (is_whole<T>) write(q);
         else write(in.rows + (i * m.heads + h) * m.width);
       }
     }
-    if constexpr (FIXED) {
+    if constexpr (is_whole<T>) {
+      const int64_t width = m.heads * m.width;
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < kept; i++)
-        fix(wide + which(i, kept) * all * m.width, m.heads * m.width, i);
+        whole(wide + which(i, kept) * all * m.width, 1, width, in.from(i, width));
     }
-  }
-
-  // Numbers that are the inputs of the i-th token, as whole ones.
-  void fix(const float* from, int64_t width, int64_t i) const {
-    in.scales[i] = stretched(from, width, in.rows + i * width) / LONGEST;
   }
 
   // The residual stream of the tokens that are left, side by side.
@@ -249,9 +258,9 @@ struct Call {
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < kept; t++) {
       float* from = wide + t * 2 * m.inner;
-      if constexpr (FIXED) {
+      if constexpr (is_whole<T>) {
         gated(from, from + m.inner, m.inner, from);
-        fix(from, m.inner, t);
+        whole(from, 1, m.inner, in.from(t, m.inner));
       } else {
         gated(from, from + m.inner, m.inner, in.rows + t * m.inner);
       }
@@ -265,25 +274,25 @@ struct Call {
       const Layer& layer = m.layers[i];
       const int64_t kept = i + 1 == m.depth ? number : count;
       normalise(count);
-      product<T, W>(layer.into_heads, in, wide, count);
+      product<T>(layer.into_heads, in, wide, count);
       turn(i);
       attention(i, kept);
       keep(kept);
-      product<T, W>(layer.out_of_heads, in, x, kept, true);
+      product<T>(layer.out_of_heads, in, x, kept, true);
       normalise(kept);
-      product<T, W>(layer.widen, in, wide, kept);
+      product<T>(layer.widen, in, wide, kept);
       gate(kept);
-      product<T, W>(layer.narrow, in, x, kept, true);
+      product<T>(layer.narrow, in, x, kept, true);
     }
     normalise(number);
-    product<T, W>(m.head, in, logits, number);
+    product<T>(m.head, in, logits, number);
   }
 };
 
 constexpr int64_t AT_ONCE = 256;  // tokens: their numbers stay in a processor's cache
 
 // Tokens of rows, at their places; `wanted` are those whose logits are asked for, by rising number.
-template <class C, class T, class W>
+template <class C, class T>
 void forward(const Model& m, const Store& store, int64_t count, const int64_t* rows,
              const int64_t* places, float* x, const int64_t* wanted, int64_t number, float* logits,
              int threads) {
@@ -291,11 +300,12 @@ void forward(const Model& m, const Store& store, int64_t count, const int64_t* r
   const int64_t heads = (m.heads + 2 * m.kv_heads) * m.width;
   const int64_t widest_in = std::max({m.hidden, m.heads * m.width, m.inner});
   thread_local std::vector<T> in;
-  thread_local std::vector<float> wide, scales;
-  in.resize(std::max<size_t>(in.size(), most * widest_in));
+  thread_local std::vector<Scale> scales;
+  thread_local std::vector<float> wide;
+  in.resize(std::max<size_t>(in.size(), most * words<T>(widest_in) * IN_WORD<T>));
   wide.resize(std::max<size_t>(wide.size(), most * std::max(heads, 2 * m.inner)));
-  scales.resize(AT_ONCE);
-  const Inputs<T> inputs{in.data(), std::is_same_v<T, Fixed> ? scales.data() : nullptr};
+  scales.resize(std::max<size_t>(scales.size(), most * Inputs<T>::scales_of(widest_in)));
+  const Inputs<T> inputs{in.data(), scales.data()};
   float* wide_start = wide.data();
 #pragma omp parallel num_threads(threads)
   {
@@ -305,8 +315,8 @@ void forward(const Model& m, const Store& store, int64_t count, const int64_t* r
     for (int64_t from = 0; from < count; from += AT_ONCE) {
       int64_t to = std::min(from + AT_ONCE, count), end = named;
       while (end < number && wanted[end] < to) end++;
-      Call<C, T, W> call{m, store, to - from, rows + from, places + from, wanted + named,
-                         end - named, from, x + from * m.hidden, inputs, wide_start, scores.data()};
+      Call<C, T> call{m, store, to - from, rows + from, places + from, wanted + named,
+                      end - named, from, x + from * m.hidden, inputs, wide_start, scores.data()};
       call.run(logits + named * m.head.outputs);
       named = end;
     }
@@ -318,15 +328,16 @@ void forward(const Model& m, const Store& store, int64_t count, const int64_t* r
 extern "C" {
 
 int64_t panel_width() { return PANEL; }
+int64_t whole_in_word() { return IN_WORD<Whole>; }
 
-#define FORWARD(NAME, C, T, W)                                                                  \
+#define FORWARD(NAME, C, T)                                                                     \
   void NAME(const Model* m, const Store* store, int64_t count, const int64_t* rows,              \
             const int64_t* places, float* x, const int64_t* wanted, int64_t number,              \
             float* logits, int threads) {                                                        \
-    forward<C, T, W>(*m, *store, count, rows, places, x, wanted, number, logits, threads);       \
+    forward<C, T>(*m, *store, count, rows, places, x, wanted, number, logits, threads);       \
   }
 
-FORWARD(forward_float32, float, float, float)
-FORWARD(forward_bfloat16, Bfloat16, Bfloat16, Bfloat16)
-FORWARD(forward_int8, Bfloat16, Fixed, Byte)
+FORWARD(forward_float32, float, float)
+FORWARD(forward_bfloat16, Bfloat16, Bfloat16)
+FORWARD(forward_int8, Bfloat16, Whole)
 }

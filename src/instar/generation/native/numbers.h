@@ -24,6 +24,23 @@ struct Fixed {
   std::int16_t value;
 };
 
+// One of eight bits: of each SPAN neighbours of a vector the largest is 127.
+struct Small {
+  std::int8_t value;
+};
+constexpr int64_t SPAN = 32;
+
+// The inputs of weights of eight bits. Small ones are worth what they lose where an instruction
+// multiplies four of them for every two others.
+#ifdef __AVX512VNNI__
+using Whole = Small;
+#else
+using Whole = Fixed;
+#endif
+
+template <class T>
+constexpr bool is_whole = std::is_same_v<T, Fixed> || std::is_same_v<T, Small>;
+
 // A product of such a vector with n weights of eight bits is at most LONGEST * 127 * sqrt(n) (Cauchy
 // and Schwarz), which 32 bits hold for all n to a quarter of a million.
 constexpr float LONGEST = 32766;
@@ -52,6 +69,8 @@ constexpr float SHIFT = 12582912.0f;  // 1.5 * 2^23: what is added to it is roun
 
 // To the nearest of the numbers from -32768 to 32767, in which the sum's bits end.
 inline void put(float x, Fixed& to) { to.value = std::int16_t(same_bits<uint32_t>(x + SHIFT)); }
+
+inline void put(float x, Small& to) { to.value = std::int8_t(same_bits<uint32_t>(x + SHIFT)); }
 
 // exp(x) = 2^n exp(r), |r| <= log(2) / 2, with the minimax polynomial of Cephes' expf: error 1e-7.
 inline float exponential(float x) {
@@ -101,15 +120,17 @@ inline Shorts widened(Bytes bytes) {
 #endif
 }
 
-// Products are made of words of 32 bits: one float, or two neighbours of sixteen bits.
+// Products are made of words of 32 bits: one float, or two or four neighbours of fewer bits.
+template <class T>
+constexpr int64_t IN_WORD = 4 / int64_t(sizeof(T));
 template <class T>
 constexpr int64_t words(int64_t numbers) {
-  return numbers * int64_t(sizeof(T)) / 4;
+  return (numbers + IN_WORD<T> - 1) / IN_WORD<T>;
 }
 
 // Sums of whole numbers are exact.
 template <class T>
-using Sums = std::conditional_t<std::is_same_v<T, Fixed>, Integers, Lanes>;
+using Sums = std::conditional_t<is_whole<T>, Integers, Lanes>;
 
 inline Lanes as_floats(Lanes sums) { return sums; }
 inline Lanes as_floats(Integers sums) { return __builtin_convertvector(sums, Lanes); }
@@ -148,6 +169,15 @@ inline Integers fused<Fixed>(Integers sum, Words a, Words b) {
   return sum + (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
 #endif
 }
+
+#ifdef __AVX512VNNI__
+// Of these a are weights, to which 128 was added.
+template <>
+inline Integers fused<Small>(Integers sum, Words a, Words b) {
+  return same_bits<Integers>(_mm512_dpbusd_epi32(same_bits<__m512i>(sum), same_bits<__m512i>(b),
+                                                 same_bits<__m512i>(a)));
+}
+#endif
 
 inline float total(Lanes v) {
 #ifdef __AVX512F__
